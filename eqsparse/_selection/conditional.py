@@ -1,0 +1,35 @@
+"""Conditionals that stay conditional under `vmap`."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Bool
+
+_Result = TypeVar("_Result")
+
+
+@custom_vmap
+def any_mapped(predicate: Bool[Array, ""]) -> Bool[Array, ""]:
+    """The predicate, or under `vmap` whether it holds for any of the mapped entries (not mapped itself)."""
+    return predicate
+
+
+@any_mapped.def_vmap
+def _(axis_size: int, in_batched: list[bool], predicate: Bool[Array, "..."]) -> tuple[Array, bool]:
+    return any_mapped(jnp.any(predicate, axis=0) if in_batched[0] else predicate), False
+
+
+def update_if(predicate: Bool[Array, ""], update: Callable[[], _Result], old: _Result) -> _Result:
+    """`update()` where the predicate holds, else `old`.
+
+    Plain `lax.cond` under `vmap` runs both branches for ever. Here the branch is taken when any mapped
+    entry wants it, and those that don't keep what they had.
+    """
+
+    def taken() -> _Result:
+        return jax.tree.map(lambda new, was: jnp.where(predicate, new, was), update(), old)
+
+    return jax.lax.cond(any_mapped(predicate), taken, lambda: old)

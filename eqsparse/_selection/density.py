@@ -1,0 +1,97 @@
+"""How many of n: sparsities to densities in fixed point, and densities to counts, in integers only.
+
+A density is a uint32 `q` that stands for `q / 2**32`; `FULL` stands for 1. Float arithmetic on sizes
+is what makes 90% of 10⁸ weights come out as 10,000,002 elsewhere.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float32, UInt32
+
+from .wide import Wide, add, multiply, where, wide
+
+FULL = np.uint32(0xFFFFFFFF)
+_GRID = 10_000_000  # a sparsity stands for the nearest multiple of 1 / _GRID
+
+
+def density_of(sparsity: ArrayLike) -> UInt32[Array, "..."]:
+    """The density that a sparsity asks for, traced or not. Sparsities outside [0, 1] and NaN are clamped.
+
+    A float32 in [0, 1] names its nearest multiple of 1e-7 without doubt, so 0.9 means nine tenths
+    although no float is nine tenths. Rounded up in the last bit, so that halves of `n * density`
+    round up as they would in exact arithmetic.
+    """
+    s = jnp.asarray(sparsity, jnp.float32)
+    s = jnp.where(s > 0, jnp.minimum(s, 1), 0)
+    bits = jax.lax.bitcast_convert_type(s, jnp.uint32)
+    exponent = 150 - (bits >> 23)  # s = mantissa / 2**exponent, exponent ≥ 23
+    mantissa = (bits & 0x7FFFFF) | 0x800000
+    tiny = exponent > 60
+    exponent = jnp.minimum(exponent, 60)
+    product = add(multiply(mantissa, _GRID), _power_of_two(exponent - 1))
+    removed = jnp.where(tiny, jnp.uint32(0), _shift_right(product, exponent))
+    kept = _GRID - removed
+    q, rest = jnp.zeros_like(kept), kept
+    for _ in range(4):  # long division of kept · 2³² by the grid, a byte at a time
+        q = (q << 8) | ((rest << 8) // _GRID)
+        rest = (rest << 8) % _GRID
+    return jnp.where(kept == _GRID, FULL, q + (rest > 0).astype(jnp.uint32))
+
+
+def density_from_fraction(fraction: ArrayLike) -> UInt32[Array, "..."]:
+    """A density from a float32 fraction in [0, 1], to 24 significant bits."""
+    d = jnp.asarray(fraction, jnp.float32)
+    inside = jnp.where((d > 0) & (d < 1), d, 0)
+    q = jnp.round(inside * jnp.float32(2.0**32)).astype(jnp.uint32)
+    return jnp.where(d >= 1, FULL, q)
+
+
+def fraction_of(density: UInt32[Array, "..."]) -> Float32[Array, "..."]:
+    """The density as a float32 fraction."""
+    d = density.astype(jnp.float32) * jnp.float32(2.0**-32)
+    return jnp.where(density == FULL, jnp.float32(1), d)
+
+
+def sparsity_of(density: UInt32[Array, ""]) -> float | Float32[Array, ""]:
+    """The sparsity that a density stands for: a Python float where its value is known."""
+    if isinstance(density, jax.core.Tracer):
+        return 1 - fraction_of(density)
+    q = int(density)
+    return 0.0 if q == FULL else round(1 - q / 2**32, 9)
+
+
+def count(n: int, density: UInt32[Array, "..."]) -> Wide:
+    """How many of `n` to keep: `(n · density + 2³¹) >> 32`, halves up, exact at any size."""
+    high, low = np.uint32(n >> 32), np.uint32(n & 0xFFFFFFFF)
+    kept = add(multiply(low, density), wide(1 << 31)).hi
+    kept = add(Wide(jnp.zeros_like(kept), kept), multiply(high, density))
+    everything = wide(n)
+    return where(density == FULL, everything, kept)
+
+
+def count_up(n: int, density: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """`ceil(n · density)` for a small static `n` (the m of an N:M run).
+
+    `density_of` rounds up by less than one in the last place, `n` times that is taken back first.
+    """
+    whole, rest = multiply(jnp.uint32(n), density)
+    up = whole + (rest > n).astype(jnp.uint32)
+    return jnp.where(density == FULL, jnp.uint32(n), jnp.minimum(up, n))
+
+
+def _power_of_two(exponent: UInt32[Array, "..."]) -> Wide:
+    one, none = jnp.uint32(1), jnp.uint32(0)
+    high = one << (jnp.maximum(exponent, 32) - 32)
+    return Wide(
+        jnp.where(exponent >= 32, high, none),
+        jnp.where(exponent < 32, one << jnp.minimum(exponent, 31), none),
+    )
+
+
+def _shift_right(value: Wide, by: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """The low word of `value >> by`, for 0 < by < 64."""
+    near = jnp.minimum(by, 31)
+    return jnp.where(
+        by < 32, (value.hi << (32 - near)) | (value.lo >> near), value.hi >> (jnp.maximum(by, 32) - 32)
+    )

@@ -1,0 +1,33 @@
+"""A monotone map from scores to unsigned integers, on which selection compares."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Shaped, UInt
+
+_UNSIGNED = {16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}
+
+
+def sort_key(scores: Shaped[Array, "*shape"]) -> UInt[Array, "*shape"]:
+    """Unsigned integers in the order of the scores: NaN below every number, -0.0 equal to 0.0.
+
+    Floats are compared exactly, in 16, 32 or 64 bits. Scores of an unsigned integer dtype are *lots*
+    and stand for themselves. The two largest integers are never a key (selection needs them).
+    """
+    if jnp.issubdtype(scores.dtype, jnp.unsignedinteger):
+        return jnp.minimum(scores, jnp.asarray(jnp.iinfo(scores.dtype).max - 2, scores.dtype))
+    if not jnp.issubdtype(scores.dtype, jnp.floating):
+        raise ValueError(f"`scores` must be floating point or unsigned integers. Got dtype {scores.dtype}.")
+    info = jnp.finfo(scores.dtype)
+    unsigned = _UNSIGNED[info.bits]
+    bits = jax.lax.bitcast_convert_type(scores, unsigned)
+    sign = jnp.asarray(1 << (info.bits - 1), unsigned)
+    magnitude = bits & (sign - 1)
+    infinity = jnp.asarray(((1 << info.nexp) - 1) << info.nmant, unsigned)
+    key = jnp.where(bits < sign, bits | sign, ~bits)
+    key = jnp.where(magnitude == 0, sign, key)
+    return jnp.where(magnitude > infinity, jnp.zeros_like(key), key)
+
+
+def raised(dtype) -> Shaped[Array, ""]:
+    """A key above that of every score."""
+    return jnp.asarray(jnp.iinfo(dtype).max - 1, dtype)

@@ -1,0 +1,30 @@
+"""Exactly k of m within many short runs, by comparing each with each."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Shaped, UInt32
+
+from .keys import sort_key
+from .select import Contest, select
+from .wide import Wide
+
+_PAIRWISE = 32  # above this length of a run, bisection does less work than comparing all pairs
+
+
+def select_in_runs(scores: Shaped[Array, "..."], m: int, axis: int, k: UInt32[Array, ""]) -> Bool[Array, "..."]:
+    """The `k` largest of each run of `m` neighbours along `axis` (ties: the lower index).
+
+    The length of the axis must be a multiple of `m`.
+    """
+    shape = scores.shape
+    runs = scores.reshape(*shape[:axis], shape[axis] // m, m, *shape[axis + 1 :])
+    if m > _PAIRWISE:
+        moved = jnp.moveaxis(runs, axis + 1, -1)
+        return jnp.moveaxis(select(Contest(moved, 1), Wide(jnp.uint32(0), k)), -1, axis + 1).reshape(shape)
+    keys = sort_key(runs)
+    place = jax.lax.broadcasted_iota(jnp.uint32, keys.shape, axis + 1)
+    rank = jnp.uint32(0)
+    for i in range(m):
+        other = jax.lax.slice_in_dim(keys, i, i + 1, axis=axis + 1)
+        rank = rank + jnp.where(i < place, other >= keys, other > keys).astype(jnp.uint32)
+    return (rank < k).reshape(shape)
