@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Shaped, UInt32
 
 from . import wide as w
-from .count import probes_at_once
+from .passes import probes_at_once
 from .wide import Wide
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Shaped, UInt, UInt32
 
 from . import wide as w
 from .conditional import update_if
-from .count import count_true, kept_lean, made_anew
+from .passes import count_true, kept_lean, made_anew
 from .keys import raised, sort_key
 from .search import Bracket, bisect
 from .wide import Wide

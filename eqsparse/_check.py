@@ -1,0 +1,57 @@
+"""Checks of what users pass in. A message names the argument, the rule and the value."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from beartype.door import is_bearable
+from jaxtyping import Array, ArrayLike
+
+
+def known(value: Any) -> bool:
+    """Whether the value of a number is known now (not inside a compiled or mapped function)."""
+    return not isinstance(value, jax.core.Tracer)
+
+
+def unit(value: ArrayLike, argument: str) -> Array:
+    """A number in [0, 1] as a float32 array; a sweep's traced or stacked values are taken as they are."""
+    array = number(value, argument, jnp.float32)
+    if known(array) and not np.all((np.asarray(array) >= 0) & (np.asarray(array) <= 1)):
+        raise ValueError(f"`{argument}` must be in [0, 1]. Got {_shown(value)}.")
+    return array
+
+
+def whole(value: ArrayLike, argument: str, least: int) -> Array:
+    """A whole number of at least `least`, as an int32 array."""
+    plain = value if isinstance(value, jax.Array) else np.asarray(value)
+    if not jnp.issubdtype(plain.dtype, np.integer):
+        raise ValueError(f"`{argument}` must be a whole number. Got {_shown(value)}.")
+    if known(plain) and np.any(np.asarray(plain) < least):
+        raise ValueError(f"`{argument}` must be at least {least}. Got {_shown(value)}.")
+    return number(value, argument, jnp.int32)
+
+
+def number(value: ArrayLike, argument: str, dtype: Any) -> Array:
+    """A number as an array leaf, so that Python numbers, NumPy's and arrays behave alike and never retrace."""
+    numeric = hasattr(value, "dtype") or isinstance(value, int | float)
+    if not numeric or isinstance(value, bool) or not _is_real(value):
+        raise ValueError(f"`{argument}` must be a number. Got {_shown(value)}.")
+    return jnp.asarray(value, dtype=dtype)
+
+
+def instance(value: Any, hint: Any, argument: str, rule: str) -> None:
+    """That a value is of the type that the hint says."""
+    if not is_bearable(value, hint):
+        raise ValueError(f"`{argument}` must be {rule}. Got {_shown(value)}.")
+
+
+def _is_real(value: Any) -> bool:
+    dtype = getattr(value, "dtype", None)
+    return dtype is None or jnp.issubdtype(dtype, np.floating) or jnp.issubdtype(dtype, np.integer)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        return str(np.asarray(value)) if known(value) else str(value)
+    return repr(value)

@@ -1,0 +1,6 @@
+"""How the target is shared between sites."""
+
+from .base import AbstractDistribution as AbstractDistribution
+from .budget import AbstractBudget as AbstractBudget, SharedBudget as SharedBudget, SiteBudget as SiteBudget
+from .by_site import ERK as ERK, PerPath as PerPath, Uniform as Uniform
+from .shared import Global as Global

@@ -1,0 +1,119 @@
+"""Budgets: who shares how many weights, and who of them is chosen."""
+
+import abc
+from collections.abc import Mapping
+from typing import final
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Shaped, UInt32
+
+from .._selection import Contest, count, select_many_with_floor
+from .._sites import Site, Sites
+from .._structure import AbstractPooling, AbstractStructure, Geometry
+from .._structure.base import is_lot
+
+Structures = Mapping[str, AbstractStructure]
+
+
+def geometry_of(site: Site) -> Geometry:
+    return Geometry(site.core_rank, site.contraction_axis)
+
+
+class AbstractBudget(eqx.Module):
+    """A share of weights to keep, and the paths of the sites that share it."""
+
+    paths: eqx.AbstractVar[tuple[str, ...]]
+    density: eqx.AbstractVar[UInt32[Array, ""]]
+
+    @abc.abstractmethod
+    def choose(
+        self, scores: Mapping[str, Array], sites: Sites, structures: Structures, density: UInt32[Array, ""]
+    ) -> dict[str, Bool[Array, "..."]]:
+        """Masks of the sites by path, at the given density (on the way to `self.density`)."""
+
+    @abc.abstractmethod
+    def check(self, sites: Sites, structures: Structures) -> None:
+        """Raises `ValueError` if the structures don't allow it."""
+
+
+@final
+class SiteBudget(AbstractBudget):
+    """A budget for one site; in a stack, one for each layer."""
+
+    paths: tuple[str, ...] = eqx.field(static=True)
+    density: UInt32[Array, ""]
+
+    def __init__(self, path: str, density: UInt32[Array, ""]):
+        self.paths, self.density = (path,), density
+
+    def choose(
+        self, scores: Mapping[str, Array], sites: Sites, structures: Structures, density: UInt32[Array, ""]
+    ) -> dict[str, Bool[Array, "..."]]:
+        (path,) = self.paths
+        return {path: structures[path].choose(scores[path], density, geometry_of(sites[path]))}
+
+    def check(self, sites: Sites, structures: Structures) -> None:
+        (path,) = self.paths
+        structures[path].check(path, sites[path].core, self.density, geometry_of(sites[path]))
+
+
+@final
+class SharedBudget(AbstractBudget):
+    """One budget for all weights of several sites.
+
+    - `normalise`: divide the scores of each layer by their L2 norm first.
+    - `floor`: how many weights each layer keeps at least (whole groups, where a group holds more).
+    """
+
+    paths: tuple[str, ...] = eqx.field(static=True)
+    density: UInt32[Array, ""]
+    normalise: bool = eqx.field(static=True)
+    floor: int = eqx.field(static=True)
+
+    def choose(
+        self, scores: Mapping[str, Array], sites: Sites, structures: Structures, density: UInt32[Array, ""]
+    ) -> dict[str, Bool[Array, "..."]]:
+        contests, ranks = [], []
+        for path in self.paths:
+            site, structure = sites[path], structures[path]
+            comparable = _comparable(scores[path], site, self.normalise)
+            pooled = structure.pooled(comparable, geometry_of(site))
+            contests.append(Contest(pooled, pooled.ndim, structure.sizes(site.core)))
+            ranks.append(site.core_rank)
+        total = sum(sites[path].weight.size for path in self.paths)
+        floor = jnp.where(density > 0, jnp.uint32(self.floor), jnp.uint32(0))
+        chosen = select_many_with_floor(contests, count(total, density), floor, ranks)
+        return {
+            path: structures[path].spread(groups, sites[path].weight.shape, geometry_of(sites[path]))
+            for path, groups in zip(self.paths, chosen, strict=True)
+        }
+
+    def check(self, sites: Sites, structures: Structures) -> None:
+        for path in self.paths:
+            structure, geometry = structures[path], geometry_of(sites[path])
+            if not isinstance(structure, AbstractPooling) or structure.rivals(geometry) < geometry.core_rank:
+                raise ValueError(
+                    "`distribution` must share weights by site where the structure lets weights compete in a part of "
+                    f"it only. Got a global one for {structure!r} at `{path}`."
+                )
+            structure.check(path, sites[path].core, self.density, geometry)
+
+
+def _comparable(scores: Shaped[Array, "..."], site: Site, normalise: bool) -> Shaped[Array, "..."]:
+    """Scores that can be compared between sites: in one precision, and divided by the layer's norm if asked."""
+    if is_lot(scores):
+        return scores
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    return scores / _norm(scores, site) if normalise else scores
+
+
+def _norm(scores: Float[Array, "..."], site: Site) -> Float[Array, "..."]:
+    """The L2 norm of each layer's finite scores (no overflow), 1 where that is 0."""
+    axes = tuple(range(scores.ndim - site.core_rank, scores.ndim))
+    finite = jnp.where(jnp.isfinite(scores), scores, 0)
+    largest = jnp.max(jnp.abs(finite), axis=axes, keepdims=True, initial=0)
+    unit = jnp.where(largest > 0, largest, jnp.ones_like(largest))
+    return unit * jnp.sqrt(jnp.maximum(jnp.sum((finite / unit) ** 2, axis=axes, keepdims=True), 1))
+
+

@@ -1,0 +1,27 @@
+"""The masked weight, with the dense derivative."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Inexact
+
+from .mask import Mask
+
+
+def masked(weight: Inexact[Array, "*shape"], mask: Mask) -> Inexact[Array, "*shape"]:
+    """The weight where it is kept, zero elsewhere (never by multiplication: infinities and NaNs drop too)."""
+    return jnp.where(mask.dense(), weight, jnp.zeros((), weight.dtype))
+
+
+@jax.custom_jvp
+def effective(weight: Inexact[Array, "*shape"], mask: Mask) -> Inexact[Array, "*shape"]:
+    """`masked(weight, mask)`, whose derivative with respect to `weight` is the identity everywhere.
+
+    The gradient that arrives is thus the one with respect to the effective weight, dense: growth,
+    saliency and straight-through estimators read it where the mask is `False`. Pruners pull it back.
+    """
+    return masked(weight, mask)
+
+
+@effective.defjvp
+def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    return effective(*primals), tangents[0]

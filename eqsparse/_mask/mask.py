@@ -1,0 +1,92 @@
+"""Which weights are kept: one byte a weight, or one bit."""
+
+from typing import Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Shaped, UInt8, UInt32
+
+
+class Mask(eqx.Module):
+    """Which entries of a weight are kept (`True`), as booleans or packed eight to a byte.
+
+    A mask is a leaf that no gradient reaches: `eqx.partition(model, eqx.is_inexact_array)` puts it with
+    the rest. Packed masks are `uint8`, the last axis packed with the first entry in the highest bit
+    (as `numpy.packbits` does), bits past its end zero.
+    """
+
+    bits: Bool[Array, "*shape"] | UInt8[Array, "*packed"]
+    last: int | None = eqx.field(static=True)
+
+    def __init__(self, dense: Bool[Array, "*shape"], *, packed: bool = False):
+        """**Arguments:**
+
+        - `dense`: Boolean array of the shape of the weight, `True` = kept.
+        - `packed`: Store one bit for each weight instead of one byte. Needs rank 1 or more.
+
+        **Raises:** `ValueError` if `dense` is not boolean.
+        """
+        if not hasattr(dense, "dtype") or dense.dtype != bool:
+            raise ValueError(f"`Mask(dense=...)` must be a boolean array. Got {_kind(dense)}.")
+        dense = jnp.asarray(dense)
+        packed = packed and dense.ndim > 0
+        self.last = dense.shape[-1] if packed else None
+        self.bits = jnp.packbits(dense, axis=-1) if packed else dense
+
+    @classmethod
+    def full(cls, weight: Shaped[Array, "*shape"], *, packed: bool = False) -> Self:
+        """A mask that keeps all of `weight`, in a buffer of its own, sharded as the weight is."""
+        return cls(jnp.full_like(weight, True, dtype=bool), packed=packed)
+
+    @property
+    def packed(self) -> bool:
+        """Whether the mask holds one bit for each weight."""
+        return self.last is not None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight that is masked."""
+        return self.bits.shape if self.last is None else (*self.bits.shape[:-1], self.last)
+
+    def dense(self) -> Bool[Array, "*shape"]:
+        """The mask as a boolean array."""
+        if self.last is None:
+            return self.bits
+        places = _PLACES.reshape(*(1 for _ in self.bits.shape), 8)
+        spread = (self.bits[..., None] & places) != 0
+        return spread.reshape(*self.bits.shape[:-1], -1)[..., : self.last]
+
+    def nnz(self) -> int | UInt32[Array, ""]:
+        """How many weights are kept: exact at any size; in a compiled function a `uint32` scalar."""
+        if isinstance(self.bits, jax.core.Tracer):
+            counted = jnp.bitwise_count(self.bits) if self.packed else self.bits
+            return jnp.sum(counted, dtype=jnp.uint32)
+        host = np.asarray(self.bits)
+        return int(np.bitwise_count(host).sum(dtype=np.int64) if self.packed else np.count_nonzero(host))
+
+    def replace(self, dense: Bool[Array, "*shape"]) -> "Mask":
+        """A mask of other entries, stored as this one is."""
+        return Mask(dense, packed=self.packed)
+
+
+_PLACES = np.array([128, 64, 32, 16, 8, 4, 2, 1], np.uint8)
+
+
+def as_mask(mask: Mask | Array | np.ndarray | None, weight: Array, name: str, *, packed: bool) -> Mask:
+    """What a user gives as a mask for `weight`, checked; all kept for `None`."""
+    if mask is None:
+        return Mask.full(weight, packed=packed)
+    dense = mask.dense() if isinstance(mask, Mask) else mask
+    if getattr(dense, "dtype", None) != bool:
+        raise ValueError(f"the mask of `{name}` must be a boolean array (True = kept). Got {_kind(dense)}.")
+    if dense.shape != weight.shape:
+        raise ValueError(f"the mask of `{name}` must have the weight's shape {weight.shape}. Got {dense.shape}.")
+    # A copy: donating the model must not delete the user's array.
+    return Mask(jnp.array(dense), packed=packed)
+
+
+def _kind(value: object) -> str:
+    dtype = getattr(value, "dtype", None)
+    return f"dtype {dtype}" if dtype is not None else f"{type(value).__name__} {value!r}"

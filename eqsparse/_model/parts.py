@@ -1,0 +1,56 @@
+"""Taking a masked model apart: trainable and rest, weights and masks."""
+
+import math
+from collections.abc import Mapping
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, PyTree
+
+from .._mask import as_mask
+from .._sites import no_match, read, write
+
+
+def partition(model: PyTree) -> tuple[PyTree, PyTree]:
+    """Splits a model into `(trainable, rest)`: trainable are the floating-point arrays, masks are in the rest.
+
+    The same as `eqx.partition(model, eqx.is_inexact_array)`. Put together again with `combine`.
+    """
+    return eqx.partition(model, eqx.is_inexact_array)
+
+
+def combine(trainable: PyTree, rest: PyTree) -> PyTree:
+    """The inverse of `partition`."""
+    return eqx.combine(trainable, rest)
+
+
+def get_masks(model: PyTree) -> dict[str, Bool[Array, "..."]]:
+    """The masks of a model by weight path, as boolean arrays (`True` = kept), packed or not."""
+    return {path: site.mask.dense() for path, site in read(model).items() if site.mask is not None}
+
+
+def set_masks(model: PyTree, masks: Mapping[str, Bool[Array | np.ndarray, "..."]]) -> PyTree:
+    """The model with the masks given; the others, and all stored weights, stay as they are.
+
+    **Arguments:**
+
+    - `model`: A model with masked layers.
+    - `masks`: Boolean arrays of the weights' shapes by weight path, `True` = kept. Stored packed where the
+        model's mask is.
+
+    **Raises:** `ValueError` if a path is no masked weight's, or a mask has another shape or dtype.
+    """
+    sites = {path: site for path, site in read(model).items() if site.mask is not None}
+    new = {}
+    for path, mask in masks.items():
+        if path not in sites:
+            raise no_match(path, sites, "set_masks(masks=...)")
+        site = sites[path]
+        new[path] = as_mask(mask, site.weight, path, packed=site.mask.packed)
+    return write(model, {}, new)
+
+
+def nbytes(tree: PyTree) -> int:
+    """Bytes of all arrays in a model or PyTree: weights, masks, and the rest."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree) if eqx.is_array(x))

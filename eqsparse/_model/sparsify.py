@@ -1,0 +1,110 @@
+"""From a plain Equinox model to one of masked layers, and back."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, PyTree
+
+from .._layers import AbstractMasked, twin_of
+from .._mask import Mask
+from .._sites import is_model, join, map_layers, pick, read, replace_fields, Where
+
+
+def sparsify(model: PyTree, where: Where = None, *, packed: bool = False) -> PyTree:
+    """Every eligible layer becomes its masked twin, all masks full: outputs stay the same, bit for bit.
+
+    **Arguments:**
+
+    - `model`: An Equinox model, or any PyTree of Equinox modules. Layers that are masked already stay
+        as they are.
+    - `where`: Which weights: a glob on weight paths (`"encoder.*"`), a list of globs, a compiled
+        regular expression, or a callable `(path, array) -> bool`. All by default.
+    - `packed`: Store masks with eight weights to a byte.
+
+    **Returns:** The model, with `eqsparse.MaskedLinear` in the place of `eqx.nn.Linear`, and so on. Weights
+    that `eqx.nn.Shared` ties to a masked one are tied to its effective weight.
+
+    **Raises:** `ValueError` if a pattern matches no weight, or the model has no layer that can be masked.
+    """
+    arrays = _maskable(model)
+    if not arrays:
+        raise ValueError(
+            "`sparsify(model=...)` must contain a layer that can be masked (`eqx.nn.Linear`, `Conv`, `Embedding`, "
+            "`GRUCell`, `LSTMCell`, or `eqsparse.Masked` around a module of your own). Got "
+            f"{type(model).__name__} without any."
+        )
+    chosen = pick(where, arrays)
+
+    def mask_layer(path: str, layer: Any) -> Any:
+        fields = [name for name in _fields(layer) if join(path, name) in chosen]
+        if not fields:
+            return layer
+        masked = layer if isinstance(layer, AbstractMasked) else twin_of(layer).from_layer(layer)
+        had = masked.masks if masked is layer else {}
+        new = {n: Mask.full(getattr(masked.layer, n), packed=packed) for n in fields if n not in had}
+        return replace_fields(masked, {"masks": {**had, **new}})
+
+    return _map_shared(map_layers(model, mask_layer), _tie)
+
+
+def materialise(model: PyTree) -> PyTree:
+    """The inverse of `sparsify`: a plain Equinox model, zeros written in.
+
+    **Arguments:**
+
+    - `model`: A model with masked layers. Differentiable with respect to their weights.
+
+    **Returns:** The model with `eqx.nn.Linear` in the place of `eqsparse.MaskedLinear`, and so on.
+    """
+    write_zeros = lambda path, layer: layer.materialise() if isinstance(layer, AbstractMasked) else layer
+    return _map_shared(map_layers(model, write_zeros), _untie)
+
+
+def is_sparsified(model: PyTree) -> bool:
+    """Whether there is a masked layer in the model."""
+    return is_model(model) and any(site.mask is not None for site in read(model).values())
+
+
+def _fields(layer: Any) -> tuple[str, ...]:
+    """The fields of a layer that are masked or could be."""
+    names = twin_of(layer).fields if not isinstance(layer, AbstractMasked) else getattr(layer, "fields", layer.masks)
+    inner = layer.layer if isinstance(layer, AbstractMasked) else layer
+    return tuple(name for name in names if eqx.is_inexact_array(getattr(inner, name)))
+
+
+def _maskable(model: PyTree) -> dict[str, Array]:
+    found: dict[str, Array] = {}
+
+    def visit(path: str, layer: Any) -> Any:
+        found.update({join(path, name): getattr(layer, name) for name in _fields(layer)})
+        return layer
+
+    if is_model(model):
+        map_layers(model, visit)
+    return found
+
+
+def _map_shared(model: PyTree, change: Callable[[eqx.nn.Shared], eqx.nn.Shared]) -> PyTree:
+    is_shared = lambda x: isinstance(x, eqx.nn.Shared)
+    return jax.tree.map(lambda x: change(x) if is_shared(x) else x, model, is_leaf=is_shared)
+
+
+class _EffectiveGet(eqx.Module):
+    """`eqx.nn.Shared`'s `get`, on the effective weights."""
+
+    get: Callable
+
+    def __call__(self, pytree: PyTree) -> PyTree:
+        return self.get(materialise(pytree))
+
+
+def _tie(shared: eqx.nn.Shared) -> eqx.nn.Shared:
+    if isinstance(shared.get, _EffectiveGet) or not is_sparsified(shared.pytree):
+        return shared
+    return replace_fields(shared, {"get": _EffectiveGet(shared.get)})
+
+
+def _untie(shared: eqx.nn.Shared) -> eqx.nn.Shared:
+    return replace_fields(shared, {"get": shared.get.get}) if isinstance(shared.get, _EffectiveGet) else shared

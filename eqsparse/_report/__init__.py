@@ -1,0 +1,3 @@
+"""What became of a model: tables and figures."""
+
+from .report import Report as Report, report as report

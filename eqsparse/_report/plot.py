@@ -1,0 +1,60 @@
+"""A report as a figure."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from .table import in_percent, shorten
+
+_KEPT, _REMOVED = "#2f6db5", "#d9dde3"
+_LONGEST_LABEL = 40
+
+
+def plot(rows: Sequence[dict[str, Any]], corners: Mapping[str, Bool[np.ndarray, "rows columns"]], target: Any) -> Any:
+    """Bars of kept and removed weights, and the corners of some masks; see `Report.plot`."""
+    try:
+        # Not `pyplot`, whose global state and windows a library has no business with.
+        from matplotlib.axes import Axes
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("`Report.plot()` needs matplotlib. Install it with `pip install eqsparse[plot]`.") from error
+    if isinstance(target, Axes):
+        _bars(target, rows)
+        return target.figure
+    if not (target is None or isinstance(target, str | os.PathLike)):
+        raise ValueError(f"`Report.plot(target=...)` must be a path, matplotlib `Axes` or `None`. Got {target!r}.")
+    bars_height = min(1.2 + 0.3 * len(rows), 60.0)
+    figure = Figure(figsize=(9.0, bars_height + 2.6), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(bars_height, 2.6))
+    _bars(above.subplots(), rows)
+    axes = below.subplots(1, len(corners), squeeze=False)[0]
+    for axis, (path, corner) in zip(axes, corners.items(), strict=True):
+        _mask_image(axis, path, corner)
+    if target is not None:
+        figure.savefig(target)
+    return figure
+
+
+def _bars(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
+    places = range(len(rows))
+    kept = [row["kept"] for row in rows]
+    removed = [row["size"] - row["kept"] for row in rows]
+    axes.barh(places, kept, color=_KEPT, label="kept")
+    axes.barh(places, removed, left=kept, color=_REMOVED, label="removed")
+    labels = [f"{shorten(row['path'], _LONGEST_LABEL)}  {in_percent(row['sparsity'])}" for row in rows]
+    axes.set_yticks(places, labels)
+    axes.invert_yaxis()
+    axes.set_xlabel("weights")
+    axes.legend()
+
+
+def _mask_image(axes: Any, path: str, corner: Bool[np.ndarray, "rows columns"]) -> None:
+    from matplotlib.colors import ListedColormap
+
+    axes.imshow(corner, cmap=ListedColormap([_REMOVED, _KEPT]), vmin=0, vmax=1, interpolation="nearest")
+    axes.set_title(f"{shorten(path, 24)}\n[:{corner.shape[0]}, :{corner.shape[1]}]", fontsize="small")
+    axes.set_xticks([])
+    axes.set_yticks([])

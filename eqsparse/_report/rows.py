@@ -1,0 +1,126 @@
+"""The numbers of a report: a row for each site, and their totals."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, PyTree
+
+from .._layers import MaskedLinear
+from .._mask import Mask
+from .._sites import join, map_layers, Site
+from .structure import structure_of
+
+Row = dict[str, Any]
+
+_BYTES = ("bytes_dense", "bytes_masked", "bytes_exported")
+_INDEX_BYTES = np.dtype(np.int32).itemsize
+
+
+def row_of(site: Site, *, exported_sparse: bool) -> Row:
+    """The row of one site; `exported_sparse`: whether `to_bcoo` makes its layer sparse."""
+    size = math.prod(site.weight.shape)
+    kept = kept_by_slice(site)
+    dense = size * site.weight.dtype.itemsize
+    return {
+        "path": site.path,
+        "shape": tuple(site.weight.shape),
+        "stack": site.stack,
+        "structure": _structure(site, sum(kept), size),
+        "size": size,
+        "kept": sum(kept),
+        "sparsity": _sparsity(sum(kept), size),
+        "smallest_slice": min(kept, default=0),
+        "bytes_dense": dense,
+        "bytes_masked": dense + (0 if site.mask is None else _nbytes(site.mask.bits)),
+        "bytes_exported": sum(_bcoo_bytes(site, k) for k in kept) if exported_sparse else dense,
+    }
+
+
+def totals(rows: Iterable[Row], other_size: int, other_bytes: int) -> Row:
+    """Sums over the sites; `other_...`: of the arrays that are no site's; `model_...`: both together."""
+    rows = list(rows)
+    size, kept = (sum(row[name] for row in rows) for name in ("size", "kept"))
+    sums = {name: sum(row[name] for row in rows) for name in _BYTES}
+    return {
+        "sites": len(rows),
+        "size": size,
+        "kept": kept,
+        "sparsity": _sparsity(kept, size),
+        **sums,
+        "other_size": other_size,
+        "other_bytes": other_bytes,
+        "model_size": size + other_size,
+        **{f"model_{name}": count + other_bytes for name, count in sums.items()},
+    }
+
+
+def kept_by_slice(site: Site) -> list[int]:
+    """How many weights are kept in each layer of the stack (one number for a single layer)."""
+    return [site.slice_size] * site.slices if site.mask is None else count_by_slice(site.mask, site.slices)
+
+
+def count_by_slice(mask: Mask, slices: int) -> list[int]:
+    """How many entries each slice of a mask keeps, in Python's integers: exact at any size."""
+    bits = np.asarray(mask.bits)
+    bits = bits.reshape(slices, bits.size // max(slices, 1))
+    if mask.packed:
+        return [int(np.bitwise_count(one).sum(dtype=np.int64)) for one in bits]
+    return [int(np.count_nonzero(one)) for one in bits]
+
+
+def all_arrays(model: PyTree) -> tuple[int, int]:
+    """How many floating-point numbers a model has, and the bytes of all its arrays, masks too."""
+    arrays = [x for x in jax.tree.leaves(model) if isinstance(x, jax.Array | np.ndarray)]
+    size = sum(math.prod(x.shape) for x in arrays if jnp.issubdtype(x.dtype, np.inexact))
+    return size, sum(_nbytes(x) for x in arrays)
+
+
+def linear_paths(model: PyTree) -> set[str]:
+    """Paths of the weights that `to_bcoo` makes sparse."""
+    found: set[str] = set()
+
+    def visit(path: str, layer: Any) -> Any:
+        if isinstance(layer, MaskedLinear):
+            found.update(join(path, name) for name in layer.masks)
+        return layer
+
+    map_layers(model, visit)
+    return found
+
+
+def corner(site: Site, length: int) -> Bool[np.ndarray, "rows columns"]:
+    """The first rows and columns of the mask of the site's first layer, kernel axes flattened into columns."""
+    shape = (*site.core[:1], math.prod(site.core[1:])) if len(site.core) > 1 else (1, site.slice_size)
+    if site.mask is None:
+        return np.ones(shape, bool)[:length, :length]
+    first = np.asarray(site.mask.bits)[(0,) * len(site.stack)]
+    rows = first[:length] if len(site.core) > 1 else first
+    return _unpacked(rows, site.mask).reshape(-1, shape[1])[:, :length].copy()
+
+
+def _structure(site: Site, kept: int, size: int) -> str:
+    if site.mask is None or kept in (0, size):  # nothing to look for, so the mask is not unpacked
+        return "dense" if kept == size else "empty"
+    mask = _unpacked(np.asarray(site.mask.bits), site.mask)
+    return structure_of(mask.reshape(site.slices, *site.core), site.contraction_axis)
+
+
+def _unpacked(bits: np.ndarray, mask: Mask) -> Bool[np.ndarray, "..."]:
+    return np.unpackbits(bits, axis=-1, count=mask.last).view(bool) if mask.packed else bits
+
+
+def _bcoo_bytes(site: Site, kept: int) -> int:
+    """Values and column of each kept weight, and where each row starts."""
+    return kept * (site.weight.dtype.itemsize + _INDEX_BYTES) + (site.core[0] + 1) * _INDEX_BYTES
+
+
+def _sparsity(kept: int, size: int) -> float:
+    return (size - kept) / size if size else 0.0
+
+
+def _nbytes(array: Any) -> int:
+    return math.prod(array.shape) * array.dtype.itemsize

@@ -1,0 +1,7 @@
+"""Which shape a mask may take, and who competes with whom."""
+
+from .base import AbstractPooling as AbstractPooling, AbstractStructure as AbstractStructure, Geometry as Geometry
+from .block import Block as Block
+from .channel import Channel as Channel
+from .nm import NM as NM
+from .unstructured import Unstructured as Unstructured

@@ -1,0 +1,130 @@
+"""What a structure is: which groups a mask keeps or drops whole, and which of them compete."""
+
+import abc
+import math
+from typing import NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Shaped, UInt32
+
+from .._check import unit
+from .._selection import Contest, count, density_of, maximum, select, Wide
+
+
+class Geometry(NamedTuple):
+    """How the axes of a weight are to be read: the last `core_rank` are one layer's, those before a stack."""
+
+    core_rank: int
+    contraction_axis: int
+
+    def core(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(shape[len(shape) - self.core_rank :])
+
+    def place(self, axis: int) -> int:
+        """An axis of the core, counted from the end of the whole array: negative."""
+        return axis - self.core_rank if axis >= 0 else axis
+
+
+class AbstractStructure(eqx.Module):
+    """The shape that masks take.
+
+    To make your own, say how scores pool into groups (see `AbstractPooling`).
+    """
+
+    @abc.abstractmethod
+    def choose(
+        self, scores: Shaped[Array, "*shape"], density: UInt32[Array, ""], geometry: Geometry
+    ) -> Bool[Array, "*shape"]:
+        """The mask that keeps the given share of the weights with the largest scores, for each slice of a stack."""
+
+    @abc.abstractmethod
+    def check(self, path: str, core: tuple[int, ...], density: UInt32[Array, ""] | None, geometry: Geometry) -> None:
+        """Raises `ValueError` if weights of that shape can't have this structure, at that density if it is known."""
+
+    def mask(self, scores: Float[ArrayLike, "*shape"], sparsity: ArrayLike) -> Bool[Array, "*shape"]:
+        """The mask for one array of scores.
+
+        **Arguments:**
+
+        - `scores`: What each weight is worth: the largest are kept. NaN ranks below every number, ties go to
+            the lower flat index. Floating point (compared exactly in its own precision).
+        - `sparsity`: Fraction to remove, in `[0, 1]`: a float, or a scalar array, traced or not.
+
+        **Returns:** Boolean array of the shape of `scores`, `True` = kept.
+
+        **Raises:** `ValueError` if `sparsity` is outside `[0, 1]`, or the shape can't have this structure.
+        """
+        scores = jnp.asarray(scores)
+        geometry = Geometry(scores.ndim, max(scores.ndim - 1, 0))
+        density = density_of(unit(sparsity, "sparsity"))
+        self.check("", tuple(scores.shape), None, geometry)
+        return self.choose(scores, density, geometry)
+
+
+class AbstractPooling(AbstractStructure):
+    """A structure whose groups compete with each other: within a slice, or with those of other sites.
+
+    It says how scores pool into groups, how many weights a group holds, and how a choice of groups
+    spreads back to weights.
+    """
+
+    @abc.abstractmethod
+    def pooled(self, scores: Shaped[Array, "..."], geometry: Geometry) -> Shaped[Array, "..."]:
+        """One score for each group: axes of the stack, then axes of groups (as many as the core has).
+
+        Scores of an unsigned integer dtype are lots, which can't be averaged: a group takes that of its
+        first weight.
+        """
+
+    @abc.abstractmethod
+    def sizes(self, core: tuple[int, ...]) -> int | np.ndarray:
+        """Weights in each group: one number, or an array of the shape of the groups of one slice."""
+
+    @abc.abstractmethod
+    def spread(self, chosen: Bool[Array, "..."], shape: tuple[int, ...], geometry: Geometry) -> Bool[Array, "*shape"]:
+        """The mask of the weights, from that of the groups."""
+
+    @abc.abstractmethod
+    def rivals(self, geometry: Geometry) -> int:
+        """How many trailing axes of groups compete; all of them, but for structures with a budget for each row."""
+
+    def choose(
+        self, scores: Shaped[Array, "*shape"], density: UInt32[Array, ""], geometry: Geometry
+    ) -> Bool[Array, "*shape"]:
+        core = geometry.core(scores.shape)
+        if math.prod(core) == 0:
+            return jnp.zeros(scores.shape, bool)
+        contest = Contest(self.pooled(scores, geometry), self.rivals(geometry), self.sizes(core))
+        contests = contest.scores.shape[: contest.scores.ndim - contest.rank]
+        rows = contests[scores.ndim - geometry.core_rank :]
+        budget = _shared_by_rows(self.budget(density, core), rows)
+        chosen = select(contest, Wide(*(jnp.broadcast_to(limb, contests) for limb in budget)))
+        return self.spread(chosen, scores.shape, geometry)
+
+    def budget(self, density: UInt32[Array, ""], core: tuple[int, ...]) -> Wide:
+        """How many weights of one slice to keep: those of one group at least, unless the density is 0."""
+        sizes = self.sizes(core)
+        if isinstance(sizes, np.ndarray):
+            k, least = count(math.prod(core), density), int(sizes.max())
+        else:
+            groups = count(math.prod(core) // sizes, density)
+            k, least = Wide(groups.hi, groups.lo * jnp.uint32(sizes)), sizes
+        some = density > 0
+        return maximum(k, Wide(jnp.uint32(0), jnp.where(some, jnp.uint32(least), jnp.uint32(0))))
+
+
+def _shared_by_rows(budget: Wide, rows: tuple[int, ...]) -> Wide:
+    """What each row may keep, the remainder going one each to the first rows: the total is the budget."""
+    n = math.prod(rows)
+    if n == 1:
+        return budget
+    first = jnp.arange(n, dtype=jnp.uint32) < budget.lo % n
+    each = (budget.lo // n + first.astype(jnp.uint32)).reshape(rows)
+    return Wide(jnp.zeros_like(each), each)
+
+
+def is_lot(scores: Shaped[Array, "..."]) -> bool:
+    """Whether scores are lots: random integers, of which only the order means something."""
+    return jnp.issubdtype(scores.dtype, jnp.unsignedinteger)
