@@ -40,6 +40,19 @@ from ._model import (
     set_masks as set_masks,
     sparsify as sparsify,
 )
+from ._pruner import (
+    AbstractPruner as AbstractPruner,
+    AbstractTransition as AbstractTransition,
+    GlobalMagnitudePruning as GlobalMagnitudePruning,
+    GlobalSaliencyPruning as GlobalSaliencyPruning,
+    GradualPruning as GradualPruning,
+    MagnitudePruning as MagnitudePruning,
+    Monotone as Monotone,
+    NoPruning as NoPruning,
+    PrunerState as PrunerState,
+    RandomPruning as RandomPruning,
+    SaliencyPruning as SaliencyPruning,
+)
 from ._schedule import (
     AbstractSchedule as AbstractSchedule,
     NoSchedule as NoSchedule,

@@ -28,9 +28,10 @@ def plot(rows: Sequence[dict[str, Any]], corners: Mapping[str, Bool[np.ndarray, 
         raise ValueError(f"`Report.plot(target=...)` must be a path, matplotlib `Axes` or `None`. Got {target!r}.")
     bars_height = min(1.2 + 0.3 * len(rows), 60.0)
     figure = Figure(figsize=(9.0, bars_height + 2.6), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(bars_height, 2.6))
-    _bars(above.subplots(), rows)
-    axes = below.subplots(1, len(corners), squeeze=False)[0]
+    grid = figure.add_gridspec(2, 1, height_ratios=(bars_height, 2.6))
+    _bars(figure.add_subplot(grid[0]), rows)
+    images = grid[1].subgridspec(1, max(len(corners), 1))
+    axes = [figure.add_subplot(images[i]) for i in range(len(corners))]
     for axis, (path, corner) in zip(axes, corners.items(), strict=True):
         _mask_image(axis, path, corner)
     if target is not None:

@@ -1,12 +1,11 @@
 """What is left of each weight of a model, and what it takes to store."""
 
-import copy
 import dataclasses
-import os
 from typing import Any, final
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Bool, PyTree
 
 from .._sites import read
@@ -47,7 +46,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """`{"rows": [...], "total": {...}}` in plain data, ready for `json.dumps`."""
         rows = [{k: list(v) if isinstance(v, tuple) else v for k, v in row.items()} for row in self.rows]
-        return {"rows": rows, "total": copy.copy(self.total)}
+        return {"rows": rows, "total": dict(self.total)}
 
     def plot(self, target: Any = None) -> Any:
         """Bars of kept and removed weights for each site, and corners of the first masks.
@@ -61,7 +60,7 @@ class Report:
 
         **Raises:** `ImportError` without matplotlib (`pip install eqsparse[plot]`).
         """
-        return plot(self.rows, self.corners, os.fspath(target) if isinstance(target, os.PathLike) else target)
+        return plot(self.rows, self.corners, target)
 
 
 def report(model: PyTree) -> Report:
@@ -80,7 +79,7 @@ def report(model: PyTree) -> Report:
 
     **Raises:** `ValueError` if the model has no such weight, or is traced by `jax.jit` or its like.
     """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(model)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(model)):
         raise ValueError("`report(model=...)` must hold arrays, not tracers: call it outside `jax.jit`. Got tracers.")
     sites = [site for site in read(model).values() if site.default]
     if not sites:

@@ -18,7 +18,7 @@ def table(rows: Sequence[Row], total: Row) -> str:
     body = [_cells(row) for row in rows]
     foot = _totals(total)
     if stacked:
-        head.insert(4, "least in a slice")
+        head.insert(4, "least slice")
         for cells, row in zip(body, rows, strict=True):
             cells.insert(4, f"{row['smallest_slice']:,}" if row["stack"] else "")
         for cells in foot:

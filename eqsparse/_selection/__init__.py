@@ -1,6 +1,6 @@
 """The one place that picks "exactly k of n"."""
 
-from .conditional import any_mapped as any_mapped, update_if as update_if
+from .mapped import any_mapped as any_mapped, own_key as own_key, update_if as update_if
 from .density import (
     FULL as FULL,
     count as count,

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Shaped, UInt, UInt32
 
 from . import wide as w
-from .conditional import update_if
+from .mapped import update_if
 from .passes import count_true, kept_lean, made_anew
 from .keys import raised, sort_key
 from .search import Bracket, bisect

@@ -1,4 +1,4 @@
-"""Conditionals that stay conditional under `vmap`."""
+"""What `vmap` must not change: conditionals stay conditional, and members of an ensemble draw their own."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -33,3 +33,22 @@ def update_if(predicate: Bool[Array, ""], update: Callable[[], _Result], old: _R
         return jax.tree.map(lambda new, was: jnp.where(predicate, new, was), update(), old)
 
     return jax.lax.cond(any_mapped(predicate), taken, lambda: old)
+
+
+@custom_vmap
+def own_key(key: Array, witness: Array) -> Array:
+    """The key, or under a `vmap` that maps the witness and not the key: one for each mapped entry.
+
+    An ensemble made by `eqx.filter_vmap(pruner.init)` thus draws a mask for each member from one key.
+    """
+    return key
+
+
+@own_key.def_vmap
+def _(axis_size: int, in_batched: list[bool], key: Array, witness: Array) -> tuple[Array, bool]:
+    key_mapped, witness_mapped = in_batched
+    if key_mapped:
+        return key, True
+    if not witness_mapped:
+        return own_key(key, witness), False
+    return jax.random.split(own_key(key, witness[0]), axis_size), True

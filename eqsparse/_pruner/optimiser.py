@@ -1,0 +1,66 @@
+"""Keeping optimiser state on the masks: matched to weights by key path, whatever the optimiser."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import optax
+from jaxtyping import Array, Bool, PyTree
+
+from .._sites import path_of, Sites, write
+
+
+def optimise(
+    optim: optax.GradientTransformation, grads: PyTree, state: PyTree, parameters: PyTree, extra: dict[str, Any]
+) -> tuple[PyTree, PyTree]:
+    """One step of an Optax optimiser: new parameters, in their own dtypes, and new state."""
+    with jax.numpy_dtype_promotion("standard"):  # which Optax's own arithmetic relies on
+        updates, state = optax.with_extra_args_support(optim).update(grads, state, parameters, **extra)
+        return optax.apply_updates(parameters, updates), state
+
+
+def mask_state(state: PyTree, masks: Mapping[str, Bool[Array, "..."]], places: Mapping[str, str]) -> PyTree:
+    """Zeros the parts of an optimiser's state that belong to masked weights.
+
+    A leaf belongs to the parameter whose key path its own ends with, if their shapes are equal; so it works for
+    moments in any chain, wrapper or partition, and leaves counters and factored statistics alone.
+
+    - `places`: path of every parameter in the tree that the optimiser sees → path of its site (`""` if it is none).
+    """
+
+    def on_mask(keys: tuple[Any, ...], leaf: Any) -> Any:
+        mask = masks.get(_site_of([path_of([key]) for key in keys], places) or "")
+        if mask is None or not hasattr(leaf, "shape") or leaf.shape != mask.shape:
+            return leaf
+        return jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
+
+    return jtu.tree_map_with_path(on_mask, state)
+
+
+def parameter_places(parameters: PyTree, sites: Sites) -> dict[str, str | None]:
+    """Path of each parameter in its tree → path of its site, if it is one."""
+    tagged = write(parameters, {path: _Tag(path) for path in sites})
+    is_tag = lambda x: isinstance(x, _Tag)
+    found, _ = jtu.tree_flatten_with_path(tagged, is_leaf=is_tag)
+    return {path_of(keys): leaf.path if is_tag(leaf) else None for keys, leaf in found}
+
+
+class _Tag:
+    """A mark in the place of an array."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+
+def _site_of(names: list[str], places: Mapping[str, str | None]) -> str | None:
+    """The site at the longest end of a key path that is the path of a parameter."""
+    for start in range(len(names) + 1):
+        path = ".".join(names[start:])
+        if path in places:
+            return places[path]
+    return None
+
+

@@ -1,0 +1,85 @@
+"""What a pruner does to a model: which sites, with which structures and budgets."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from .._distribution import AbstractBudget, AbstractDistribution
+from .._schedule import AbstractSchedule
+from .._selection import density_of, fraction_of
+from .._sites import PatternMap, pick, Site, Sites, Where
+from .._structure import AbstractStructure, Unstructured
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The sites that are pruned, who shares their weights, and the structure of each."""
+
+    sites: Sites
+    budgets: list[AbstractBudget]
+    structures: dict[str, AbstractStructure]
+
+    def masks(self, scores: Mapping[str, Array], schedule: AbstractSchedule | None = None, step: Any = None) -> dict[
+        str, Bool[Array, "..."]
+    ]:
+        """Masks of exactly as many weights as the budgets say: at a step of a schedule, or in the end."""
+        chosen: dict[str, Bool[Array, "..."]] = {}
+        for budget in self.budgets:
+            density = budget.density if schedule is None else _scheduled(budget.density, schedule, step)
+            chosen |= budget.choose(scores, self.sites, self.structures, density)
+        return chosen
+
+
+def plan(
+    sites: Sites,
+    distribution: AbstractDistribution | None,
+    structures: AbstractStructure | PatternMap,
+    where: Where,
+) -> Plan:
+    """Resolves patterns against the sites of a model, and checks that all fits."""
+    if distribution is None:
+        return Plan({}, [], {})
+    picked = pick(where, {path: site.weight for path, site in sites.items() if site.default})
+    known = {path: dataclasses.replace(site, default=path in picked) for path, site in sites.items()}
+    budgets = distribution.budgets(known)
+    chosen = {path: known[path] for budget in budgets for path in budget.paths}
+    assigned = _assign(structures, sites)
+    made = Plan(chosen, budgets, {path: assigned.get(path, Unstructured()) for path in chosen})
+    _check(made)
+    return made
+
+
+def _assign(structures: AbstractStructure | PatternMap, sites: Sites) -> dict[str, AbstractStructure]:
+    if isinstance(structures, PatternMap):
+        return structures.lookup({path: site.weight for path, site in sites.items()}, "structure")
+    return dict.fromkeys(sites, structures)
+
+
+def _check(made: Plan) -> None:
+    failed: dict[str, ValueError] = {}
+    for budget in made.budgets:
+        try:
+            budget.check(made.sites, made.structures)
+        except ValueError as error:  # noqa: PERF203
+            failed |= dict.fromkeys(budget.paths, error)
+    if failed:
+        first = next(iter(failed.values()))
+        fits = [path for path in made.sites if path not in failed]
+        raise ValueError(f"{first} The structure fits {fits or 'no site'}: pick these with `structure={{...}}` or `where`.")
+
+
+def _scheduled(density: Array, schedule: AbstractSchedule, step: Any) -> Array:
+    """The density at a step; that of the target verbatim where the schedule says the target."""
+    target = 1 - fraction_of(density)
+    now = schedule.sparsity(target, step)
+    return jnp.where(now == target, density, density_of(now))
+
+
+def frozen_sites(sites: Sites) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Paths and shapes, to tell one model from another."""
+    return tuple((path, tuple(site.weight.shape)) for path, site in sites.items())
+
+
