@@ -46,18 +46,24 @@ def spmm(
     precisions are computed in float32 and rounded once: JAX has no sparse kernel for them on CPU.
     """
     dtype = jnp.result_type(values, x)
-    compute = jnp.promote_types(dtype, jnp.float32)
+    compute = jnp.float32 if dtype.itemsize < 4 else dtype
     examples = x.astype(compute).reshape(math.prod(x.shape[:-1]), shape[1])  # a vector is a batch of one
-    y = _product_p.bind(values.astype(compute), columns, row_pointers, examples, shape=shape)
+    matrix = (values.astype(compute), columns, row_pointers)
+    y = _product_p.bind(*_varying_alike(*matrix, examples), shape=shape)
     return y.astype(dtype).reshape(*x.shape[:-1], shape[0])
 
 
-def _primitive(name: str, function: Callable, out_shape: Callable, batch: Callable) -> Primitive:
+def _varying_alike(*arrays: Array) -> list[Array]:
+    """The arrays as varying over the same axes in `jax.shard_map`: gradients of replicated ones are then summed."""
+    axes = [jax.typeof(a).manual_axis_type.varying for a in arrays]
+    missing = [tuple(frozenset().union(*axes) - own) for own in axes]
+    return [jax.lax.pcast(a, m, to="varying") if m else a for a, m in zip(arrays, missing, strict=True)]
+
+
+def _primitive(name: str, function: Callable, abstract: Callable, batch: Callable) -> Primitive:
     primitive = Primitive(name)
     primitive.def_impl(jax.jit(function, static_argnames="shape"))
-    primitive.def_abstract_eval(
-        lambda *avals, shape: jax.core.ShapedArray(out_shape(*avals, shape=shape), avals[-1].dtype)
-    )
+    primitive.def_abstract_eval(abstract)
     mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
     batching.primitive_batchers[primitive] = lambda args, dims, *, shape: batch(primitive, args, dims, shape)
     return primitive
@@ -84,13 +90,19 @@ def _loop(primitive: Primitive, args: Sequence[Array], dims: Sequence[int | None
     return jax.lax.map(one, mapped), 0
 
 
+# What an abstract array says of sharding is taken over from the dense array (its batch axis), or the indices.
 _product_p = _primitive(
-    "eqsparse_product", product, lambda *avals, shape: (avals[-1].shape[0], shape[0]), _collect
+    "eqsparse_product", product, lambda *a, shape: a[3].update(shape=(a[3].shape[0], shape[0])), _collect
 )
 _transposed_p = _primitive(
-    "eqsparse_transposed_product", transposed_product, lambda *avals, shape: (avals[-1].shape[0], shape[1]), _collect
+    "eqsparse_transposed_product",
+    transposed_product,
+    lambda *a, shape: a[3].update(shape=(a[3].shape[0], shape[1])),
+    _collect,
 )
-_sampled_p = _primitive("eqsparse_sampled_product", sampled_product, lambda columns, *_, shape: columns.shape, _loop)
+_sampled_p = _primitive(
+    "eqsparse_sampled_product", sampled_product, lambda *a, shape: a[0].update(dtype=a[3].dtype), _loop
+)
 
 
 # Derivatives. The arguments that are linear: the first and the last of the products, the last two of the samples.

@@ -2,14 +2,19 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Inexact
+from jaxtyping import Array, Bool, Inexact, Shaped
 
 from .mask import Mask
 
 
+def on_mask(array: Shaped[Array, "*shape"], dense: Bool[Array, "*shape"]) -> Shaped[Array, "*shape"]:
+    """The array where it is kept, zero elsewhere (never by multiplication: infinities and NaNs drop too)."""
+    return jnp.where(dense, array, jnp.zeros((), array.dtype))
+
+
 def masked(weight: Inexact[Array, "*shape"], mask: Mask) -> Inexact[Array, "*shape"]:
-    """The weight where it is kept, zero elsewhere (never by multiplication: infinities and NaNs drop too)."""
-    return jnp.where(mask.dense(), weight, jnp.zeros((), weight.dtype))
+    """`on_mask` for a mask as it is stored."""
+    return on_mask(weight, mask.dense())
 
 
 @jax.custom_jvp

@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Bool, Int32, PRNGKeyArray, PyTree
 from .._check import instance
 from .._criterion import AbstractCriterion
 from .._distribution import AbstractDistribution, Uniform
-from .._mask import Mask, masked
+from .._mask import Mask, masked, on_mask
 from .._model import is_sparsified, sparsify
 from .._schedule import AbstractSchedule, NoSchedule
 from .._selection import own_key, update_if
@@ -177,13 +177,13 @@ class AbstractPruner(eqx.Module):
     def _step(self, model: PyTree, grads: PyTree, state: PrunerState, extra: dict) -> tuple[PyTree, PrunerState]:
         sites = read(model)
         masks = self._updated_masks(sites, None if grads is None else weights_of(grads), state)
-        land = lambda tree: write(tree, {path: masked(w, masks[path]) for path, w in weights_of(tree).items()})
+        dense = {path: mask.dense() for path, mask in masks.items()}
+        land = lambda tree: write(tree, {path: on_mask(w, dense[path]) for path, w in weights_of(tree).items()})
         model = write(land(model), {}, masks)
         optim = state.optim
         if self.optim is not None:
             parameters, rest = eqx.partition(model, eqx.is_inexact_array)
             # Masked before the update, where it fuses with it.
-            dense = {path: mask.dense() for path, mask in masks.items()}
             optim = mask_state(optim, dense, parameter_places(parameters, sites))
             parameters, optim = optimise(self.optim, land(grads), optim, parameters, extra)
             model = land(eqx.combine(parameters, rest))
@@ -195,7 +195,7 @@ class AbstractPruner(eqx.Module):
         old = {path: site.mask for path, site in sites.items()}
         pruned = {path: old[path] for path in made.sites}
 
-        def update() -> dict[str, Mask]:
+        def update(pruned: dict[str, Mask]) -> dict[str, Mask]:
             key = None if state.key is None else jax.random.fold_in(state.key, state.step)
             scores = self._scores(made.sites, grads, key)
             dense = {path: mask.dense() for path, mask in pruned.items()}

@@ -10,6 +10,7 @@ import jax.tree_util as jtu
 import optax
 from jaxtyping import Array, Bool, PyTree
 
+from .._mask import on_mask
 from .._sites import path_of, Sites, write
 
 
@@ -31,13 +32,13 @@ def mask_state(state: PyTree, masks: Mapping[str, Bool[Array, "..."]], places: M
     - `places`: path of every parameter in the tree that the optimiser sees → path of its site (`""` if it is none).
     """
 
-    def on_mask(keys: tuple[Any, ...], leaf: Any) -> Any:
+    def zeroed(keys: tuple[Any, ...], leaf: Any) -> Any:
         mask = masks.get(_site_of([path_of([key]) for key in keys], places) or "")
         if mask is None or not hasattr(leaf, "shape") or leaf.shape != mask.shape:
             return leaf
-        return jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
+        return on_mask(leaf, mask)
 
-    return jtu.tree_map_with_path(on_mask, state)
+    return jtu.tree_map_with_path(zeroed, state)
 
 
 def parameter_places(parameters: PyTree, sites: Sites) -> dict[str, str | None]:

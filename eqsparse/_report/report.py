@@ -9,8 +9,9 @@ from jax.core import Tracer
 from jaxtyping import Bool, PyTree
 
 from .._sites import read
+from .exported import export_forms
 from .plot import plot
-from .rows import all_arrays, corner, linear_paths, Row, row_of, totals
+from .rows import all_arrays, corner, Row, row_of, totals
 from .table import table
 
 _CORNERS = 4
@@ -88,8 +89,8 @@ def report(model: PyTree) -> Report:
             "`Embedding`, `GRUCell`, `LSTMCell`, or of `eqsparse.Masked`). "
             f"Got {type(model).__name__} without any."
         )
-    sparse = linear_paths(model)
-    rows = [row_of(site, exported_sparse=site.path in sparse) for site in sites]
+    forms = export_forms(model)
+    rows = [row_of(site, forms.get(site.path, "dense")) for site in sites]
     size, nbytes = all_arrays(model)
     in_sites = totals(rows, 0, 0)
     total = totals(rows, size - in_sites["size"], nbytes - in_sites["bytes_masked"])

@@ -9,22 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, PyTree
 
-from .._layers import MaskedLinear
 from .._mask import Mask
-from .._sites import join, map_layers, Site
+from .._sites import Site
+from .exported import exported_bytes, Form
 from .structure import structure_of
 
 Row = dict[str, Any]
 
 _BYTES = ("bytes_dense", "bytes_masked", "bytes_exported")
-_INDEX_BYTES = np.dtype(np.int32).itemsize
 
 
-def row_of(site: Site, *, exported_sparse: bool) -> Row:
-    """The row of one site; `exported_sparse`: whether `to_bcoo` makes its layer sparse."""
+def row_of(site: Site, form: Form) -> Row:
+    """The row of one site, which `to_bcoo` gives the form."""
     size = math.prod(site.weight.shape)
     kept = kept_by_slice(site)
     dense = size * site.weight.dtype.itemsize
+    masked = dense + (0 if site.mask is None else _nbytes(site.mask.bits))
     return {
         "path": site.path,
         "shape": tuple(site.weight.shape),
@@ -35,8 +35,8 @@ def row_of(site: Site, *, exported_sparse: bool) -> Row:
         "sparsity": _sparsity(sum(kept), size),
         "smallest_slice": min(kept, default=0),
         "bytes_dense": dense,
-        "bytes_masked": dense + (0 if site.mask is None else _nbytes(site.mask.bits)),
-        "bytes_exported": sum(_bcoo_bytes(site, k) for k in kept) if exported_sparse else dense,
+        "bytes_masked": masked,
+        "bytes_exported": exported_bytes(site, kept, form, dense, masked),
     }
 
 
@@ -79,19 +79,6 @@ def all_arrays(model: PyTree) -> tuple[int, int]:
     return size, sum(_nbytes(x) for x in arrays)
 
 
-def linear_paths(model: PyTree) -> set[str]:
-    """Paths of the weights that `to_bcoo` makes sparse."""
-    found: set[str] = set()
-
-    def visit(path: str, layer: Any) -> Any:
-        if isinstance(layer, MaskedLinear):
-            found.update(join(path, name) for name in layer.masks)
-        return layer
-
-    map_layers(model, visit)
-    return found
-
-
 def corner(site: Site, length: int) -> Bool[np.ndarray, "rows columns"]:
     """The first rows and columns of the mask of the site's first layer, kernel axes flattened into columns."""
     shape = (*site.core[:1], math.prod(site.core[1:])) if len(site.core) > 1 else (1, site.slice_size)
@@ -111,11 +98,6 @@ def _structure(site: Site, kept: int, size: int) -> str:
 
 def _unpacked(bits: np.ndarray, mask: Mask) -> Bool[np.ndarray, "..."]:
     return np.unpackbits(bits, axis=-1, count=mask.last).view(bool) if mask.packed else bits
-
-
-def _bcoo_bytes(site: Site, kept: int) -> int:
-    """Values and column of each kept weight, and where each row starts."""
-    return kept * (site.weight.dtype.itemsize + _INDEX_BYTES) + (site.core[0] + 1) * _INDEX_BYTES
 
 
 def _sparsity(kept: int, size: int) -> float:

@@ -22,17 +22,17 @@ def _(axis_size: int, in_batched: list[bool], predicate: Bool[Array, "..."]) -> 
     return any_mapped(jnp.any(predicate, axis=0) if in_batched[0] else predicate), False
 
 
-def update_if(predicate: Bool[Array, ""], update: Callable[[], _Result], old: _Result) -> _Result:
+def update_if(predicate: Bool[Array, ""], update: Callable[[_Result], _Result], old: _Result) -> _Result:
     """`update()` where the predicate holds, else `old`.
 
     Plain `lax.cond` under `vmap` runs both branches for ever. Here the branch is taken when any mapped
     entry wants it, and those that don't keep what they had.
     """
 
-    def taken() -> _Result:
-        return jax.tree.map(lambda new, was: jnp.where(predicate, new, was), update(), old)
+    def body(carry):
+        return jnp.zeros_like(carry[0]), update(carry[1])
 
-    return jax.lax.cond(any_mapped(predicate), taken, lambda: old)
+    return jax.lax.while_loop(lambda carry: carry[0], body, (predicate, old))[1]
 
 
 @custom_vmap

@@ -90,7 +90,7 @@ def select_many_with_floor(
     free = select_many(contests, k)
     short = [jnp.any(s.count([m])[0] < f.lo) for s, m, f in zip(slices, free, floors, strict=True)]
 
-    def filled() -> list[Bool[Array, "..."]]:
+    def filled(free: list[Bool[Array, "..."]]) -> list[Bool[Array, "..."]]:
         seeds = [select(s, f) for s, f in zip(slices, floors, strict=True)]
         least = w.total(jnp.stack([c.count([seed])[0] for c, seed in zip(contests, seeds, strict=True)]))
         seeded = [c._replace(seeded=seed) for c, seed in zip(contests, seeds, strict=True)]

@@ -1,0 +1,93 @@
+"""What a sparse training step costs beside the dense one: time by paired ratios, memory by the compiler's account.
+
+python examples/benchmarks/step.py
+"""
+
+import argparse
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from harness import interleave, machine, print_table, ratio, spread
+
+import eqsparse
+
+
+def make_model(key):
+    keys = jax.random.split(key, 3)
+    sizes = [(784, 1024), (1024, 1024), (1024, 10)]
+    layers = [eqx.nn.Linear(i, o, key=k) for (i, o), k in zip(sizes, keys, strict=True)]
+    relu = eqx.nn.Lambda(jax.nn.relu)
+    return eqx.nn.Sequential([layers[0], relu, layers[1], relu, layers[2]])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=80)
+    parser.add_argument("--batch", type=int, default=128)
+    args = parser.parse_args()
+
+    key = jax.random.key(0)
+    x = jax.random.normal(key, (args.batch, 784))
+    y = jax.random.randint(key, (args.batch,), 0, 10)
+    optim = optax.adam(1e-3)
+
+    def loss(model):
+        return optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(x), y).mean()
+
+    @eqx.filter_jit(donate="all")
+    def dense_step(carry):
+        model, state = carry
+        grads = eqx.filter_grad(loss)(model)
+        updates, state = optim.update(grads, state, eqx.filter(model, eqx.is_inexact_array))
+        return eqx.apply_updates(model, updates), state
+
+    def sparse_step(pruner):
+        @eqx.filter_jit(donate="all")
+        def step(carry):
+            model, state = carry
+            return pruner.step(model, eqx.filter_grad(loss)(model), state)
+
+        return step
+
+    def contestant(pruner=None, *, prune=False):
+        model = make_model(key)
+        if pruner is None:
+            step, carry = dense_step, (model, optim.init(eqx.filter(model, eqx.is_inexact_array)))
+        else:
+            step, carry = sparse_step(pruner), pruner.init(pruner.prune(model) if prune else model)
+        arrays, _ = eqx.partition(carry, eqx.is_array)
+        memory = step.lower(carry).compile().compiled.memory_analysis()
+        peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        state = [jax.tree.map(lambda a: a.copy() if eqx.is_array(a) else a, carry)]
+
+        def run():
+            state[0] = step(state[0])
+            return jax.tree.leaves(eqx.filter(state[0], eqx.is_array))
+
+        del arrays
+        return run, peak
+
+    def pruner(schedule, packed=False):
+        return eqsparse.MagnitudePruning(optim, distribution=0.9, schedule=schedule, packed=packed)
+
+    never, always = eqsparse.OneShot(10**9), eqsparse.Periodic(0, 10**9, 1)
+    made = {
+        "dense": contestant(),
+        "no update": contestant(pruner(never), prune=True),
+        "no update, packed": contestant(pruner(never, packed=True), prune=True),
+        "update each step": contestant(pruner(always), prune=True),
+    }
+    seconds = interleave({name: run for name, (run, _) in made.items()}, args.rounds, warmup=10)
+    print(f"Adam step of an MLP 784-1024-1024-10, batch {args.batch}, 90% sparse. {machine()}")
+    rows = [
+        [name, spread(seconds[name]), f"{ratio(seconds[name], seconds['dense']):.3f}", f"{peak / 1e6:.1f} MB",
+         f"{peak / made['dense'][1]:.3f}"]
+        for name, (_, peak) in made.items()
+    ]
+    print_table(["step", "median [quartiles]", "of dense", "arguments + scratch", "of dense"], rows)
+
+
+if __name__ == "__main__":
+    main()
