@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from beartype.door import is_bearable
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike
 
 
 def known(value: Any) -> bool:
     """Whether the value of a number is known now (not inside a compiled or mapped function)."""
-    return not isinstance(value, jax.core.Tracer)
+    return not isinstance(value, Tracer)
 
 
 def unit(value: ArrayLike, argument: str) -> Array:

@@ -76,7 +76,7 @@ class SharedBudget(AbstractBudget):
     ) -> dict[str, Bool[Array, "..."]]:
         contests, ranks = [], []
         for path in self.paths:
-            site, structure = sites[path], structures[path]
+            site, structure = sites[path], _pooling(structures, path)
             comparable = _comparable(scores[path], site, self.normalise)
             pooled = structure.pooled(comparable, geometry_of(site))
             contests.append(Contest(pooled, pooled.ndim, structure.sizes(site.core)))
@@ -85,19 +85,30 @@ class SharedBudget(AbstractBudget):
         floor = jnp.where(density > 0, jnp.uint32(self.floor), jnp.uint32(0))
         chosen = select_many_with_floor(contests, count(total, density), floor, ranks)
         return {
-            path: structures[path].spread(groups, sites[path].weight.shape, geometry_of(sites[path]))
+            path: _pooling(structures, path).spread(groups, sites[path].weight.shape, geometry_of(sites[path]))
             for path, groups in zip(self.paths, chosen, strict=True)
         }
 
     def check(self, sites: Sites, structures: Structures) -> None:
         for path in self.paths:
-            structure, geometry = structures[path], geometry_of(sites[path])
-            if not isinstance(structure, AbstractPooling) or structure.rivals(geometry) < geometry.core_rank:
-                raise ValueError(
-                    "`distribution` must share weights by site where the structure lets weights compete in a part of "
-                    f"it only. Got a global one for {structure!r} at `{path}`."
-                )
+            structure, geometry = _pooling(structures, path), geometry_of(sites[path])
+            if structure.rivals(geometry) < geometry.core_rank:
+                raise _confined(structure, path)
             structure.check(path, sites[path].core, self.density, geometry)
+
+
+def _pooling(structures: Structures, path: str) -> AbstractPooling:
+    structure = structures[path]
+    if not isinstance(structure, AbstractPooling):
+        raise _confined(structure, path)
+    return structure
+
+
+def _confined(structure: AbstractStructure, path: str) -> ValueError:
+    return ValueError(
+        "`distribution` must give each site its own share where the structure lets weights compete in a part of it "
+        f"only. Got a global one for {structure!r} at `{path}`."
+    )
 
 
 def _comparable(scores: Shaped[Array, "..."], site: Site, normalise: bool) -> Shaped[Array, "..."]:

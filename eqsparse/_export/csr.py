@@ -2,11 +2,11 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact
 
+from .._check import known
 from .._mask import Mask
 
 _LARGEST_INT32 = 2**31 - 1
@@ -18,7 +18,7 @@ def csr_parts(weight: Inexact[Array, "*stack out_size in_size"], mask: Mask, nam
     The slices of a stack must have one number of entries. Those with fewer are padded at the end with value 0
     and column `in` (one past the last), past the last row pointer: no entry of the matrix, as in JAX's own BCOO.
     """
-    if isinstance(mask.bits, jax.core.Tracer) or isinstance(weight, jax.core.Tracer):
+    if not (known(mask.bits) and known(weight)):
         raise ValueError(
             f"`to_bcoo(model=...)` must be called outside `jax.jit`, `jax.vmap` and the like: how many weights are "
             f"kept shapes the arrays. Got traced values at `{name}`."

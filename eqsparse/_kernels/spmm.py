@@ -72,9 +72,10 @@ def _primitive(name: str, function: Callable, abstract: Callable, batch: Callabl
 def _collect(primitive: Primitive, args: Sequence[Array], dims: Sequence[int | None], shape: tuple[int, int]) -> Any:
     """One matrix for all examples: the mapped axis joins the batch."""
     *matrix, dense = args
-    if any(dim is not None for dim in dims[:-1]):
+    *matrix_dims, dim = dims
+    if dim is None or any(d is not None for d in matrix_dims):
         return _loop(primitive, args, dims, shape)
-    dense = jnp.moveaxis(dense, dims[-1], 0)
+    dense = jnp.moveaxis(dense, dim, 0)
     mapped, examples, size = dense.shape
     out = primitive.bind(*matrix, dense.reshape(mapped * examples, size), shape=shape)
     return out.reshape(mapped, examples, out.shape[1]), 0

@@ -6,6 +6,7 @@ from .twins import (
     AbstractMaskedTwin as AbstractMaskedTwin,
     CONTRACTION_AXIS as CONTRACTION_AXIS,
     core_rank as core_rank,
+    maskable_fields as maskable_fields,
     MaskedConv as MaskedConv,
     MaskedConv1d as MaskedConv1d,
     MaskedConv2d as MaskedConv2d,
@@ -16,7 +17,7 @@ from .twins import (
     MaskedConvTranspose3d as MaskedConvTranspose3d,
     MaskedEmbedding as MaskedEmbedding,
     MaskedGRUCell as MaskedGRUCell,
-    MaskedLSTMCell as MaskedLSTMCell,
     MaskedLinear as MaskedLinear,
+    MaskedLSTMCell as MaskedLSTMCell,
     twin_of as twin_of,
 )

@@ -1,7 +1,7 @@
 """The masked twins of Equinox's layers: made as these are made, or from one of them."""
 
 import inspect
-from typing import Any, ClassVar, final, Self
+from typing import Any, ClassVar, final
 
 import equinox as eqx
 
@@ -34,7 +34,7 @@ class AbstractMaskedTwin(AbstractMasked):
             cls.__init__ = _showing_signature_of(cls.layer_type)
 
     @classmethod
-    def from_layer(cls, layer: Any, mask: Any = None, packed: bool = False) -> Self:
+    def from_layer(cls, layer: Any, mask: Any = None, packed: bool = False) -> Any:
         """Masks an existing layer; its weights are untouched.
 
         **Arguments:**
@@ -103,7 +103,7 @@ class MaskedLinear(AbstractMaskedTwin):
 
 @final
 class MaskedConv(AbstractMaskedTwin):
-    """`equinox.nn.Conv` on masked weights: a convolution of any number of spatial dimensions, `weight` of shape `(out, in / groups, *kernel)`."""
+    """`equinox.nn.Conv` on masked weights, `weight` of shape `(out, in / groups, *kernel)`."""
 
     layer: eqx.nn.Conv
     masks: dict[str, Mask]
@@ -183,7 +183,7 @@ class MaskedConvTranspose3d(AbstractMaskedTwin):
 
 @final
 class MaskedEmbedding(AbstractMaskedTwin):
-    """`equinox.nn.Embedding` on masked weights: an embedding table, `weight` of shape `(num_embeddings, embedding_size)`."""
+    """`equinox.nn.Embedding` on masked weights, `weight` of shape `(num_embeddings, embedding_size)`."""
 
     layer: eqx.nn.Embedding
     masks: dict[str, Mask]
@@ -193,7 +193,7 @@ class MaskedEmbedding(AbstractMaskedTwin):
 
 @final
 class MaskedGRUCell(AbstractMaskedTwin):
-    """`equinox.nn.GRUCell` on masked weights: a GRU cell: `weight_ih` and `weight_hh`, of shape `(3 * hidden, in)`."""
+    """`equinox.nn.GRUCell` on masked weights: `weight_ih` and `weight_hh`, of shape `(3 * hidden, in)`."""
 
     layer: eqx.nn.GRUCell
     masks: dict[str, Mask]
@@ -204,7 +204,7 @@ class MaskedGRUCell(AbstractMaskedTwin):
 
 @final
 class MaskedLSTMCell(AbstractMaskedTwin):
-    """`equinox.nn.LSTMCell` on masked weights: an LSTM cell: `weight_ih` and `weight_hh`, of shape `(4 * hidden, in)`."""
+    """`equinox.nn.LSTMCell` on masked weights: `weight_ih` and `weight_hh`, of shape `(4 * hidden, in)`."""
 
     layer: eqx.nn.LSTMCell
     masks: dict[str, Mask]
@@ -232,3 +232,9 @@ _TWINS: dict[type, type[AbstractMaskedTwin]] = {
 def twin_of(node: Any) -> type[AbstractMaskedTwin] | None:
     """The masked class for an Equinox layer (or for its nearest base class), if there is one."""
     return next((_TWINS[base] for base in type(node).__mro__ if base in _TWINS), None)
+
+
+def maskable_fields(layer: Any) -> tuple[str, ...]:
+    """The fields of an Equinox layer that its masked twin masks."""
+    twin = twin_of(layer)
+    return () if twin is None else twin.fields

@@ -1,11 +1,11 @@
 """Which weights are kept: one byte a weight, or one bit."""
 
-from typing import Self
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Shaped, UInt8, UInt32
 
 
@@ -28,7 +28,7 @@ class Mask(eqx.Module):
 
         **Raises:** `ValueError` if `dense` is not boolean.
         """
-        if not hasattr(dense, "dtype") or dense.dtype != bool:
+        if not _is_boolean(dense):
             raise ValueError(f"`Mask(dense=...)` must be a boolean array. Got {_kind(dense)}.")
         dense = jnp.asarray(dense)
         packed = packed and dense.ndim > 0
@@ -36,7 +36,7 @@ class Mask(eqx.Module):
         self.bits = jnp.packbits(dense, axis=-1) if packed else dense
 
     @classmethod
-    def full(cls, weight: Shaped[Array, "*shape"], *, packed: bool = False) -> Self:
+    def full(cls, weight: Shaped[Array, "*shape"], *, packed: bool = False) -> "Mask":
         """A mask that keeps all of `weight`, in a buffer of its own, sharded as the weight is."""
         return cls(jnp.full_like(weight, True, dtype=bool), packed=packed)
 
@@ -62,7 +62,7 @@ class Mask(eqx.Module):
 
     def nnz(self) -> int | UInt32[Array, ""]:
         """How many weights are kept: exact at any size; in a compiled function a `uint32` scalar."""
-        if isinstance(self.bits, jax.core.Tracer):
+        if isinstance(self.bits, Tracer):
             counted = jnp.bitwise_count(self.bits) if self.packed else self.bits
             return jnp.sum(counted, dtype=jnp.uint32)
         host = np.asarray(self.bits)
@@ -78,12 +78,17 @@ def as_mask(mask: Mask | Array | np.ndarray | None, weight: Array, name: str, *,
     if mask is None:
         return Mask.full(weight, packed=packed)
     dense = mask.dense() if isinstance(mask, Mask) else mask
-    if getattr(dense, "dtype", None) != bool:
+    if not _is_boolean(dense):
         raise ValueError(f"the mask of `{name}` must be a boolean array (True = kept). Got {_kind(dense)}.")
     if dense.shape != weight.shape:
         raise ValueError(f"the mask of `{name}` must have the weight's shape {weight.shape}. Got {dense.shape}.")
     # A copy: donating the model must not delete the user's array.
     return Mask(jnp.array(dense), packed=packed)
+
+
+def _is_boolean(value: object) -> bool:
+    dtype = getattr(value, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.bool_)
 
 
 def _kind(value: object) -> str:

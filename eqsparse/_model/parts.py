@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
 from .._mask import as_mask
-from .._sites import no_match, read, write
+from .._sites import masks_of, no_match, read, write
 
 
 def partition(model: PyTree) -> tuple[PyTree, PyTree]:
@@ -27,7 +27,7 @@ def combine(trainable: PyTree, rest: PyTree) -> PyTree:
 
 def get_masks(model: PyTree) -> dict[str, Bool[Array, "..."]]:
     """The masks of a model by weight path, as boolean arrays (`True` = kept), packed or not."""
-    return {path: site.mask.dense() for path, site in read(model).items() if site.mask is not None}
+    return {path: mask.dense() for path, mask in masks_of(read(model)).items()}
 
 
 def set_masks(model: PyTree, masks: Mapping[str, Bool[Array | np.ndarray, "..."]]) -> PyTree:
@@ -41,13 +41,13 @@ def set_masks(model: PyTree, masks: Mapping[str, Bool[Array | np.ndarray, "..."]
 
     **Raises:** `ValueError` if a path is no masked weight's, or a mask has another shape or dtype.
     """
-    sites = {path: site for path, site in read(model).items() if site.mask is not None}
+    sites = read(model)
+    stored = masks_of(sites)
     new = {}
     for path, mask in masks.items():
-        if path not in sites:
-            raise no_match(path, sites, "set_masks(masks=...)")
-        site = sites[path]
-        new[path] = as_mask(mask, site.weight, path, packed=site.mask.packed)
+        if path not in stored:
+            raise no_match(path, stored, "set_masks(masks=...)")
+        new[path] = as_mask(mask, sites[path].weight, path, packed=stored[path].packed)
     return write(model, {}, new)
 
 

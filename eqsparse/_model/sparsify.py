@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, PyTree
 
-from .._layers import AbstractMasked, twin_of
+from .._layers import AbstractMasked, maskable_fields, twin_of
 from .._mask import Mask
 from .._sites import is_model, join, map_layers, pick, read, replace_fields, Where
 
@@ -41,7 +41,8 @@ def sparsify(model: PyTree, where: Where = None, *, packed: bool = False) -> PyT
         fields = [name for name in _fields(layer) if join(path, name) in chosen]
         if not fields:
             return layer
-        masked = layer if isinstance(layer, AbstractMasked) else twin_of(layer).from_layer(layer)
+        twin = twin_of(layer)
+        masked = layer if twin is None else twin.from_layer(layer)
         had = masked.masks if masked is layer else {}
         new = {n: Mask.full(getattr(masked.layer, n), packed=packed) for n in fields if n not in had}
         return replace_fields(masked, {"masks": {**had, **new}})
@@ -69,7 +70,7 @@ def is_sparsified(model: PyTree) -> bool:
 
 def _fields(layer: Any) -> tuple[str, ...]:
     """The fields of a layer that are masked or could be."""
-    names = twin_of(layer).fields if not isinstance(layer, AbstractMasked) else getattr(layer, "fields", layer.masks)
+    names = getattr(layer, "fields", layer.masks) if isinstance(layer, AbstractMasked) else maskable_fields(layer)
     inner = layer.layer if isinstance(layer, AbstractMasked) else layer
     return tuple(name for name in names if eqx.is_inexact_array(getattr(inner, name)))
 

@@ -1,6 +1,5 @@
 """What every pruner does: `init`, `step`, `prune`."""
 
-import abc
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -17,7 +16,7 @@ from .._mask import Mask, masked, on_mask
 from .._model import is_sparsified, sparsify
 from .._schedule import AbstractSchedule, NoSchedule
 from .._selection import own_key, update_if
-from .._sites import as_patterns, is_model, Pattern, PatternMap, read, Sites, weights_of, Where, write
+from .._sites import as_patterns, is_model, masks_of, Pattern, PatternMap, read, Sites, weights_of, Where, write
 from .._structure import AbstractStructure, Unstructured
 from .buffers import own_buffers
 from .match import like_parameters, same_sites
@@ -49,7 +48,7 @@ class AbstractPruner(eqx.Module):
     """
 
     optim: optax.GradientTransformation | None = eqx.field(static=True)
-    distribution: AbstractDistribution | None
+    distribution: AbstractDistribution
     schedule: AbstractSchedule
     structure: AbstractStructure | PatternMap
     where: tuple[Pattern, ...] | None = eqx.field(static=True)
@@ -111,7 +110,7 @@ class AbstractPruner(eqx.Module):
         model = self._sparsified(model)
         sites = read(model)
         self._plan(sites)
-        model = write(model, {path: masked(site.weight, site.mask) for path, site in sites.items()})
+        model = write(model, {path: masked(sites[path].weight, mask) for path, mask in masks_of(sites).items()})
         optim = None if self.optim is None else self.optim.init(eqx.filter(model, eqx.is_inexact_array))
         witness = next(iter(sites.values())).weight
         key = None if self.key is None else own_key(self.key, witness)
@@ -155,9 +154,8 @@ class AbstractPruner(eqx.Module):
         if is_model(model):
             model = self._sparsified(model)
         elif not any(site.default for site in read(model).values()) and self._plan(read(model)).sites == {}:
-            raise ValueError(
-                f"`{type(self).__name__}.prune(model=...)` must hold a floating-point array of rank 2 or more. Got none."
-            )
+            name = type(self).__name__
+            raise ValueError(f"`{name}.prune(model=...)` must hold a floating-point array of rank 2 or more. Got none.")
         masks = self._prune(model, grads, self.key if key is None else key)
         sites = read(model)
         new = {path: (sites[path].mask or Mask(mask)).replace(mask) for path, mask in masks.items()}
@@ -192,7 +190,7 @@ class AbstractPruner(eqx.Module):
     def _updated_masks(self, sites: Sites, grads: Mapping[str, Array] | None, state: PrunerState) -> dict[str, Mask]:
         """The masks of all sites, those of the pruned ones changed if an update is due."""
         made = self._plan(sites)
-        old = {path: site.mask for path, site in sites.items()}
+        old = masks_of(sites)
         pruned = {path: old[path] for path in made.sites}
 
         def update(pruned: dict[str, Mask]) -> dict[str, Mask]:
@@ -215,9 +213,9 @@ class AbstractPruner(eqx.Module):
         return model if is_sparsified(model) else sparsify(model, packed=self.packed)
 
 
-def as_distribution(value: AbstractDistribution | ArrayLike | None) -> AbstractDistribution | None:
+def as_distribution(value: AbstractDistribution | ArrayLike) -> AbstractDistribution:
     """A distribution, for which a number stands for `Uniform`."""
-    if value is None or isinstance(value, AbstractDistribution):
+    if isinstance(value, AbstractDistribution):
         return value
     if hasattr(value, "dtype") or isinstance(value, int | float):
         return Uniform(value)

@@ -4,6 +4,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 _Tree = TypeVar("_Tree")
 
@@ -14,7 +15,7 @@ def own_buffers(tree: _Tree) -> _Tree:
     seen: set[int] = set()
 
     def own(leaf):
-        if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
+        if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer):
             return leaf
         if id(leaf) in seen:
             return jnp.array(leaf, copy=True)

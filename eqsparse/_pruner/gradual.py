@@ -6,7 +6,7 @@ import optax
 from jaxtyping import ArrayLike, PyTree
 
 from .._criterion import AbstractCriterion, Magnitude, Random, Saliency
-from .._distribution import AbstractDistribution, Global
+from .._distribution import AbstractDistribution, Global, PerPath
 from .base import AbstractPruner
 from .transition import AbstractTransition, Monotone
 
@@ -126,7 +126,7 @@ class NoPruning(AbstractPruner):
     ):
         """**Arguments:** those of every pruner; no distribution is needed, and none is used."""
         del distribution
-        super().__init__(optim, distribution=None, **common)
+        super().__init__(optim, distribution=PerPath({}), **common)
 
 
 def as_global(value: AbstractDistribution | ArrayLike) -> AbstractDistribution:

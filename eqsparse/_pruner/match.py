@@ -17,7 +17,7 @@ def like_parameters(grads: PyTree, parameters: PyTree) -> PyTree:
     found = {path: leaf for path, leaf in leaves_by_path(grads) if hasattr(leaf, "shape") and path in want}
     got = {path: leaf.shape for path, leaf in leaves_by_path(grads) if hasattr(leaf, "shape")}
     if want != got:
-        path = next((p for p in {**want, **got} if want.get(p) != got.get(p)))
+        path = next(p for p in {**want, **got} if want.get(p) != got.get(p))
         raise ValueError(
             "`grads` must have one array for each parameter of `model`, as `eqx.filter_grad` gives them. "
             f"At `{path}` the model has {_shape(want.get(path))}. Got {_shape(got.get(path))}."

@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-
 import jax
-import jax.numpy as jnp
 import jax.tree_util as jtu
 import optax
 from jaxtyping import Array, Bool, PyTree
@@ -23,17 +21,18 @@ def optimise(
         return optax.apply_updates(parameters, updates), state
 
 
-def mask_state(state: PyTree, masks: Mapping[str, Bool[Array, "..."]], places: Mapping[str, str]) -> PyTree:
+def mask_state(state: PyTree, masks: Mapping[str, Bool[Array, "..."]], places: Mapping[str, str | None]) -> PyTree:
     """Zeros the parts of an optimiser's state that belong to masked weights.
 
     A leaf belongs to the parameter whose key path its own ends with, if their shapes are equal; so it works for
     moments in any chain, wrapper or partition, and leaves counters and factored statistics alone.
 
-    - `places`: path of every parameter in the tree that the optimiser sees → path of its site (`""` if it is none).
+    - `places`: path of every parameter in the tree that the optimiser sees → path of its site (`None` if it is none).
     """
 
     def zeroed(keys: tuple[Any, ...], leaf: Any) -> Any:
-        mask = masks.get(_site_of([path_of([key]) for key in keys], places) or "")
+        site = _site_of([path_of([key]) for key in keys], places)
+        mask = None if site is None else masks[site]
         if mask is None or not hasattr(leaf, "shape") or leaf.shape != mask.shape:
             return leaf
         return on_mask(leaf, mask)

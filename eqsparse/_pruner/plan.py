@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool
 from .._distribution import AbstractBudget, AbstractDistribution
 from .._schedule import AbstractSchedule
 from .._selection import density_of, fraction_of
-from .._sites import PatternMap, pick, Site, Sites, Where
+from .._sites import PatternMap, pick, Sites, Where
 from .._structure import AbstractStructure, Unstructured
 
 
@@ -26,7 +26,7 @@ class Plan:
         str, Bool[Array, "..."]
     ]:
         """Masks of exactly as many weights as the budgets say: at a step of a schedule, or in the end."""
-        chosen: dict[str, Bool[Array, "..."]] = {}
+        chosen: dict[str, Bool[Array, ...]] = {}
         for budget in self.budgets:
             density = budget.density if schedule is None else _scheduled(budget.density, schedule, step)
             chosen |= budget.choose(scores, self.sites, self.structures, density)
@@ -35,13 +35,11 @@ class Plan:
 
 def plan(
     sites: Sites,
-    distribution: AbstractDistribution | None,
+    distribution: AbstractDistribution,
     structures: AbstractStructure | PatternMap,
     where: Where,
 ) -> Plan:
     """Resolves patterns against the sites of a model, and checks that all fits."""
-    if distribution is None:
-        return Plan({}, [], {})
     picked = pick(where, {path: site.weight for path, site in sites.items() if site.default})
     known = {path: dataclasses.replace(site, default=path in picked) for path, site in sites.items()}
     budgets = distribution.budgets(known)
@@ -63,12 +61,13 @@ def _check(made: Plan) -> None:
     for budget in made.budgets:
         try:
             budget.check(made.sites, made.structures)
-        except ValueError as error:  # noqa: PERF203
+        except ValueError as error:
             failed |= dict.fromkeys(budget.paths, error)
     if failed:
         first = next(iter(failed.values()))
         fits = [path for path in made.sites if path not in failed]
-        raise ValueError(f"{first} The structure fits {fits or 'no site'}: pick these with `structure={{...}}` or `where`.")
+        others = f" It fits {fits}: pick these by `structure={{pattern: ...}}` or `where`." if fits else ""
+        raise ValueError(f"{first}{others}")
 
 
 def _scheduled(density: Array, schedule: AbstractSchedule, step: Any) -> Array:

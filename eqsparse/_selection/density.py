@@ -7,9 +7,10 @@ is what makes 90% of 10⁸ weights come out as 10,000,002 elsewhere.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float32, UInt32
 
-from .wide import Wide, add, multiply, where, wide
+from .limbs import add, multiply, where, Wide, wide
 
 FULL = np.uint32(0xFFFFFFFF)
 _GRID = 10_000_000  # a sparsity stands for the nearest multiple of 1 / _GRID
@@ -55,7 +56,7 @@ def fraction_of(density: UInt32[Array, "..."]) -> Float32[Array, "..."]:
 
 def sparsity_of(density: UInt32[Array, ""]) -> float | Float32[Array, ""]:
     """The sparsity that a density stands for: a Python float where its value is known."""
-    if isinstance(density, jax.core.Tracer):
+    if isinstance(density, Tracer):
         return 1 - fraction_of(density)
     q = int(density)
     return 0.0 if q == FULL else round(1 - q / 2**32, 9)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Shaped, UInt32
 
 from .keys import sort_key
+from .limbs import Wide
 from .select import Contest, select
-from .wide import Wide
 
 _PAIRWISE = 32  # above this length of a run, bisection does less work than comparing all pairs
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Shaped, UInt32
 
-from . import wide as w
+from . import limbs as w
+from .limbs import Wide
 from .passes import probes_at_once
-from .wide import Wide
 
 
 class Bracket(NamedTuple):

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Shaped, UInt, UInt32
 
-from . import wide as w
+from . import limbs as w
+from .keys import raised, sort_key
+from .limbs import Wide
 from .mapped import update_if
 from .passes import count_true, kept_lean, made_anew
-from .keys import raised, sort_key
-from .search import Bracket, bisect
-from .wide import Wide
+from .search import bisect, Bracket
 
 
 class Contest(NamedTuple):
@@ -48,7 +48,7 @@ class Contest(NamedTuple):
         keys = sort_key(self.scores)
         return keys if self.seeded is None else jnp.where(self.seeded, raised(keys.dtype), keys)
 
-    def count(self, predicates: Sequence[Bool[Array, "..."]]) -> list[UInt32[Array, "..."]]:
+    def tally(self, predicates: Sequence[Bool[Array, "..."]]) -> list[UInt32[Array, "..."]]:
         """Weights in the groups for which a predicate holds, for each contest."""
         return count_true(predicates, self.axes, self.sizes)
 
@@ -88,11 +88,11 @@ def select_many_with_floor(
     slices = [Contest(c.scores, rank) for c, rank in zip(contests, ranks, strict=True)]
     floors = [Wide(jnp.uint32(0), jnp.minimum(floor, jnp.uint32(s.groups))) for s in slices]
     free = select_many(contests, k)
-    short = [jnp.any(s.count([m])[0] < f.lo) for s, m, f in zip(slices, free, floors, strict=True)]
+    short = [jnp.any(s.tally([m])[0] < f.lo) for s, m, f in zip(slices, free, floors, strict=True)]
 
     def filled(free: list[Bool[Array, "..."]]) -> list[Bool[Array, "..."]]:
         seeds = [select(s, f) for s, f in zip(slices, floors, strict=True)]
-        least = w.total(jnp.stack([c.count([seed])[0] for c, seed in zip(contests, seeds, strict=True)]))
+        least = w.total(jnp.stack([c.tally([seed])[0] for c, seed in zip(contests, seeds, strict=True)]))
         seeded = [c._replace(seeded=seed) for c, seed in zip(contests, seeds, strict=True)]
         return select_many(seeded, w.maximum(k, least))
 
@@ -101,7 +101,7 @@ def select_many_with_floor(
 
 def _threshold(contests: Sequence[Contest], k: Wide) -> Bracket:
     """The bracket that holds the smallest kept key of each contest."""
-    counted = jnp.stack([c.count([jnp.full_like(c.scores, True, bool)])[0] for c in contests])
+    counted = jnp.stack([c.tally([jnp.full_like(c.scores, True, bool)])[0] for c in contests])
     key_dtype = jax.eval_shape(contests[0].keys).dtype
     zeros = jnp.zeros_like(counted[0], jnp.uint64 if key_dtype == jnp.uint64 else jnp.uint32)
     top = zeros + np.array(np.iinfo(key_dtype).max, zeros.dtype)
@@ -113,7 +113,7 @@ def _threshold(contests: Sequence[Contest], k: Wide) -> Bracket:
             first, scores = kept_lean(points[0], c.scores)
             keys = c._replace(scores=scores).keys()
             tried = [c.spread(p).astype(key_dtype) for p in (first, *points[1:])]
-            by_array.append(c.count([keys >= p for p in tried]))
+            by_array.append(c.tally([keys >= p for p in tried]))
         return [jnp.stack(found) for found in zip(*by_array, strict=True)]
 
     low = jnp.where(nothing, top, zeros)
@@ -136,7 +136,7 @@ def _settle(
         p0, scores = kept_lean(points[0], contest.scores)
         p0, start = made_anew(p0, jnp.uint32(0))
         c = contest._replace(scores=scores)
-        return [found[None] for found in c.count([first(c, start, p) for p in (p0, *points[1:])])]
+        return [found[None] for found in c.tally([first(c, start, p) for p in (p0, *points[1:])])]
 
     # A point leaves so many groups out at the end: the more, the less is counted.
     zeros = jnp.zeros_like(tied)

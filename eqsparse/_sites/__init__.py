@@ -8,7 +8,14 @@ from .pattern import (
     pick as pick,
     Where as Where,
 )
-from .table import read as read, Site as Site, Sites as Sites, weights_of as weights_of, write as write
+from .table import (
+    masks_of as masks_of,
+    read as read,
+    Site as Site,
+    Sites as Sites,
+    weights_of as weights_of,
+    write as write,
+)
 from .walk import (
     is_model as is_model,
     join as join,

@@ -29,8 +29,8 @@ def as_patterns(where: Where) -> tuple[Pattern, ...] | None:
     """The patterns of a `where`, as a tuple that can be compared and hashed; `None` picks all."""
     if where is None:
         return None
-    single = isinstance(where, str | re.Pattern) or callable(where) or not isinstance(where, Iterable)
-    patterns = (where,) if single else tuple(where)
+    one: Any = where  # told apart below, with a message of our own
+    patterns = tuple(one) if isinstance(one, Iterable) and not isinstance(one, str) else (one,)
     for pattern in patterns:
         if not (isinstance(pattern, str | re.Pattern) or callable(pattern)):
             raise ValueError(

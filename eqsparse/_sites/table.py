@@ -10,7 +10,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array
 
-from .._layers import AbstractMasked, CONTRACTION_AXIS, core_rank, twin_of
+from .._layers import AbstractMasked, CONTRACTION_AXIS, core_rank, maskable_fields
 from .._mask import Mask
 from .walk import is_model, join, leaves_by_path, map_layers, replace_fields
 
@@ -70,17 +70,17 @@ def read(tree: Any) -> Sites:
 
     def visit(path: str, layer: Any) -> Any:
         if isinstance(layer, AbstractMasked):
-            for name, mask in layer.masks.items():
+            for name, mask in sorted(layer.masks.items()):
                 masked.append(_masked_site(path, layer, name, mask))
         else:
-            plain.extend(_plain_site(path, layer, name) for name in twin_of(layer).fields if _has(layer, name))
+            plain.extend(_plain_site(path, layer, name) for name in maskable_fields(layer) if _has(layer, name))
         return layer
 
     map_layers(tree, visit)
     return _unique(masked or plain)
 
 
-def write(tree: Any, weights: Mapping[str, Array], masks: Mapping[str, Mask] | None = None) -> Any:
+def write(tree: Any, weights: Mapping[str, Any], masks: Mapping[str, Mask] | None = None) -> Any:
     """The tree with new weights and masks at the paths given."""
     masks = masks or {}
     if not is_model(tree):
@@ -101,6 +101,11 @@ def write(tree: Any, weights: Mapping[str, Array], masks: Mapping[str, Mask] | N
 def weights_of(tree: Any) -> dict[str, Any]:
     """What stands at the place of each site (in gradients or updates of a model, say): path → array."""
     return {path: site.weight for path, site in read(tree).items()}
+
+
+def masks_of(sites: Sites) -> dict[str, Mask]:
+    """The masks of the sites that have one."""
+    return {path: site.mask for path, site in sites.items() if site.mask is not None}
 
 
 def _leaf_site(path: str, leaf: Any) -> Site:

@@ -45,8 +45,8 @@ class Channel(AbstractPooling):
 
     def check(self, path: str, core: tuple[int, ...], density: UInt32[Array, ""] | None, geometry: Geometry) -> None:
         if not -len(core) <= self.axis < len(core):
-            where = f" at `{path}`" if path else ""
-            raise ValueError(f"`Channel(axis=...)` must be an axis of the weight. Got {self.axis} for shape {core}{where}.")
+            at = f"shape {core}" + (f" at `{path}`" if path else "")
+            raise ValueError(f"`Channel(axis=...)` must be an axis of the weight. Got {self.axis} for {at}.")
 
     def _others(self, rank: int, geometry: Geometry) -> tuple[int, ...]:
         channel = rank + geometry.place(self.axis)

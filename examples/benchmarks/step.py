@@ -7,7 +7,6 @@ import argparse
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import optax
 from harness import interleave, machine, print_table, ratio, spread
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from eqsparse._export import to_bcoo
 from eqsparse._layers import Masked, MaskedConv2d, MaskedGRUCell, MaskedLinear
 from eqsparse._mask import Mask
 from eqsparse._model import materialise, nbytes, sparsify
@@ -125,10 +126,47 @@ def test_stack(packed):
     assert (row["shape"], row["stack"]) == ((3, 4, 8), (3,))
     assert (row["size"], row["kept"], row["smallest_slice"]) == (96, 57, 5)
     assert row["structure"] == "unstructured"
-    assert row["bytes_exported"] == 57 * 8 + 3 * 5 * 4
+    assert row["bytes_exported"] == 3 * (32 * 8 + 5 * 4)  # padded to the fullest slice
     text = str(report(stacked))
     assert "3 × (4, 8)" in text
     assert "least slice" in text
+
+
+class Tied(eqx.Module):
+    shared: eqx.nn.Shared
+
+    def __init__(self):
+        pair = (eqx.nn.Linear(8, 8, use_bias=False, key=KEY), eqx.nn.Linear(8, 8, use_bias=False, key=KEY))
+        self.shared = eqx.nn.Shared(pair, where=lambda pair: pair[1].weight, get=lambda pair: pair[0].weight)
+
+
+class Doubled(eqx.nn.Linear):
+    pass
+
+
+def test_bytes_exported_are_those_of_the_exported_model():
+    linear = MaskedLinear(8, 6, key=KEY, mask=jnp.asarray(random_mask((6, 8), 10)), packed=True)
+    half = MaskedLinear(8, 6, dtype=jnp.bfloat16, key=KEY, mask=jnp.asarray(random_mask((6, 8), 12)))
+    layers = eqx.filter_vmap(lambda key: MaskedLinear(8, 4, key=key))(jax.random.split(KEY, 3))
+    dense = jnp.stack([jnp.asarray(random_mask((4, 8), kept)) for kept in (0, 9, 5)])
+    model = {
+        "linear": linear,
+        "half": half,
+        "stack": eqx.tree_at(lambda m: m.masks["weight"], layers, Mask(dense)),
+        "conv": MaskedConv2d(3, 4, 3, key=KEY),
+        "normed": eqx.nn.WeightNorm(linear),
+        "subclass": MaskedLinear.from_layer(Doubled(8, 6, key=KEY)),
+        "tied": sparsify(Tied()),
+    }
+    found = report(model)
+    exported = {row["path"]: row["bytes_exported"] for row in found.rows}
+    assert exported["half.weight"] == 12 * 6 + 7 * 4
+    assert exported["stack.weight"] == 3 * (9 * 8 + 5 * 4)
+    assert exported["normed.layer.weight"] == 48 * 4 + 6  # stays masked
+    assert exported["subclass.weight"] == 48 * 4
+    assert sum(size for path, size in exported.items() if path.startswith("tied")) == 64 * 4
+    assert found.total["model_bytes_exported"] == nbytes(to_bcoo(model))
+    assert found.total["model_bytes_masked"] == nbytes(model)
 
 
 def test_cells_and_named_fields():
