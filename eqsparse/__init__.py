@@ -1,4 +1,4 @@
-"""Sparse models for Equinox."""
+"""Sparse models for Equinox: masked layers, pruners, and export that really shrinks a model."""
 
 from ._criterion import (
     AbstractCriterion as AbstractCriterion,
@@ -14,6 +14,7 @@ from ._distribution import (
     PerPath as PerPath,
     Uniform as Uniform,
 )
+from ._export import to_bcoo as to_bcoo
 from ._layers import (
     AbstractMasked as AbstractMasked,
     Masked as Masked,
@@ -53,6 +54,7 @@ from ._pruner import (
     RandomPruning as RandomPruning,
     SaliencyPruning as SaliencyPruning,
 )
+from ._report import Report as Report, report as report
 from ._schedule import (
     AbstractSchedule as AbstractSchedule,
     NoSchedule as NoSchedule,

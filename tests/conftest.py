@@ -1,8 +1,6 @@
-"""Strict dtypes and ranks in all tests; warnings are errors (pyproject.toml)."""
+"""Strict dtypes and ranks in all tests; warnings are errors (`pyproject.toml`)."""
 
 import os
-
-os.environ.setdefault("XLA_FLAGS", "")
 
 import equinox as eqx
 import jax
@@ -13,8 +11,9 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-with install_import_hook("eqsparse", "beartype.beartype"):
-    import eqsparse
+# All but the tests of our own messages (marked `own_message`) also run with every annotation checked.
+if os.environ.get("EQSPARSE_BEARTYPE"):
+    install_import_hook("eqsparse", "beartype.beartype")
 
 
 @pytest.fixture
@@ -37,10 +36,3 @@ def mlp(getkey):
 @pytest.fixture
 def batch(getkey):
     return jax.random.normal(getkey(), (16, 8)), jnp.arange(16) % 4
-
-
-def array_leaves(tree):
-    return [x for x in jax.tree.leaves(tree) if eqx.is_array(x)]
-
-
-assert eqsparse

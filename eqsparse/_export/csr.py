@@ -24,8 +24,9 @@ def csr_parts(weight: Inexact[Array, "*stack out_size in_size"], mask: Mask, nam
             f"kept shapes the arrays. Got traced values at `{name}`."
         )
     stack, core = weight.shape[:-2], weight.shape[-2:]
-    weights = np.asarray(weight).reshape(-1, *core)
-    kept = np.asarray(mask.dense()).reshape(-1, *core)
+    slices = math.prod(stack)
+    weights = np.asarray(weight).reshape(slices, *core)
+    kept = np.asarray(mask.dense()).reshape(slices, *core)
     row_counts = np.count_nonzero(kept, axis=2)
     counts = row_counts.sum(axis=1)
     most = int(counts.max(initial=0))
@@ -34,9 +35,9 @@ def csr_parts(weight: Inexact[Array, "*stack out_size in_size"], mask: Mask, nam
             f"`to_bcoo(model=...)` indexes a layer's kept weights with int32, so there must be at most "
             f"{_LARGEST_INT32}. Got {most} of shape {core} at `{name}`."
         )
-    values = np.zeros((math.prod(stack), most), weights.dtype)
-    columns = np.full((math.prod(stack), most), core[1], np.int32)
-    row_pointers = np.zeros((math.prod(stack), core[0] + 1), np.int32)
+    values = np.zeros((slices, most), weights.dtype)
+    columns = np.full((slices, most), core[1], np.int32)
+    row_pointers = np.zeros((slices, core[0] + 1), np.int32)
     row_pointers[:, 1:] = np.cumsum(row_counts, axis=1)
     for i, count in enumerate(counts):
         values[i, :count] = weights[i][kept[i]]

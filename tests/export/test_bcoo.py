@@ -99,6 +99,14 @@ def test_empty_rows_and_columns(getkey):
     np.testing.assert_array_equal(to_bcoo(masked).to_dense(), weight)
 
 
+@pytest.mark.parametrize("in_features, out_features", [(0, OUT), (IN, 0)])
+def test_layers_without_weights(getkey, in_features, out_features):
+    masked = MaskedLinear(in_features, out_features, key=getkey())
+    x = jnp.ones((3, in_features))
+    np.testing.assert_array_equal(jax.vmap(to_bcoo(masked))(x), jax.vmap(masked)(x))
+    assert jax.grad(lambda x: jax.vmap(to_bcoo(masked))(x).sum())(x).shape == x.shape
+
+
 # What is computed.
 
 
