@@ -55,9 +55,21 @@ def spmm(
 
 def _varying_alike(*arrays: Array) -> list[Array]:
     """The arrays as varying over the same axes in `jax.shard_map`: gradients of replicated ones are then summed."""
-    axes = [jax.typeof(a).manual_axis_type.varying for a in arrays]
+    axes = [_varying(a) for a in arrays]
     missing = [tuple(frozenset().union(*axes) - own) for own in axes]
-    return [jax.lax.pcast(a, m, to="varying") if m else a for a, m in zip(arrays, missing, strict=True)]
+    return [_vary(a, m) if m else a for a, m in zip(arrays, missing, strict=True)]
+
+
+def _varying(array: Array) -> frozenset[str]:
+    # JAX renamed this: `vma` up to 0.9, a field of `manual_axis_type` since.
+    aval = jax.typeof(array)
+    manual = getattr(aval, "manual_axis_type", None)
+    return getattr(aval, "vma", frozenset()) if manual is None else manual.varying
+
+
+def _vary(array: Array, axes: tuple[str, ...]) -> Array:
+    pcast = getattr(jax.lax, "pcast", None)
+    return jax.lax.pvary(array, axes) if pcast is None else pcast(array, axes, to="varying")
 
 
 def _primitive(name: str, function: Callable, abstract: Callable, batch: Callable) -> Primitive:
