@@ -8,7 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped, UInt32
 
-from .._selection import Contest, count, select_many_with_floor
+from .._selection import Contest, count, Heat, Pending, with_floor
 from .._sites import Site, Sites
 from .._structure import AbstractPooling, AbstractStructure, Geometry
 from .._structure.base import is_lot
@@ -27,10 +27,10 @@ class AbstractBudget(eqx.Module):
     density: eqx.AbstractVar[UInt32[Array, ""]]
 
     @abc.abstractmethod
-    def choose(
+    def enter(
         self, scores: Mapping[str, Array], sites: Sites, structures: Structures, density: UInt32[Array, ""]
-    ) -> dict[str, Bool[Array, "..."]]:
-        """Masks of the sites by path, at the given density (on the way to `self.density`)."""
+    ) -> Pending:
+        """What is to be selected at the given density (on the way to `self.density`); finishes as masks by path."""
 
     @abc.abstractmethod
     def check(self, sites: Sites, structures: Structures) -> None:
@@ -47,11 +47,12 @@ class SiteBudget(AbstractBudget):
     def __init__(self, path: str, density: UInt32[Array, ""]):
         self.paths, self.density = (path,), density
 
-    def choose(
+    def enter(
         self, scores: Mapping[str, Array], sites: Sites, structures: Structures, density: UInt32[Array, ""]
-    ) -> dict[str, Bool[Array, "..."]]:
+    ) -> Pending:
         (path,) = self.paths
-        return {path: structures[path].choose(scores[path], density, geometry_of(sites[path]))}
+        entry = structures[path].enter(scores[path], density, geometry_of(sites[path]))
+        return Pending(entry.heats, lambda winners: {path: entry.finish(winners)})
 
     def check(self, sites: Sites, structures: Structures) -> None:
         (path,) = self.paths
@@ -71,23 +72,26 @@ class SharedBudget(AbstractBudget):
     normalise: bool = eqx.field(static=True)
     floor: int = eqx.field(static=True)
 
-    def choose(
+    def enter(
         self, scores: Mapping[str, Array], sites: Sites, structures: Structures, density: UInt32[Array, ""]
-    ) -> dict[str, Bool[Array, "..."]]:
-        contests, ranks = [], []
-        for path in self.paths:
-            site, structure = sites[path], _pooling(structures, path)
-            comparable = _comparable(scores[path], site, self.normalise)
-            pooled = structure.pooled(comparable, geometry_of(site))
-            contests.append(Contest(pooled, pooled.ndim, structure.sizes(site.core)))
-            ranks.append(site.core_rank)
-        total = sum(sites[path].weight.size for path in self.paths)
+    ) -> Pending:
+        contests = [self._contest(scores[path], sites[path], _pooling(structures, path)) for path in self.paths]
+        ranks = [sites[path].core_rank for path in self.paths]
+        k = count(sum(sites[path].weight.size for path in self.paths), density)
         floor = jnp.where(density > 0, jnp.uint32(self.floor), jnp.uint32(0))
-        chosen = select_many_with_floor(contests, count(total, density), floor, ranks)
-        return {
-            path: _pooling(structures, path).spread(groups, sites[path].weight.shape, geometry_of(sites[path]))
-            for path, groups in zip(self.paths, chosen, strict=True)
-        }
+
+        def finish(winners: list[list[Bool[Array, "..."]]]) -> dict[str, Bool[Array, "..."]]:
+            groups = dict(zip(self.paths, with_floor(winners[0], contests, k, floor, ranks), strict=True))
+            return {
+                path: _pooling(structures, path).spread(g, sites[path].weight.shape, geometry_of(sites[path]))
+                for path, g in groups.items()
+            }
+
+        return Pending([Heat(contests, k)], finish)
+
+    def _contest(self, scores: Array, site: Site, structure: AbstractPooling) -> Contest:
+        pooled = structure.pooled(_comparable(scores, site, self.normalise), geometry_of(site))
+        return Contest(pooled, pooled.ndim, structure.sizes(site.core))
 
     def check(self, sites: Sites, structures: Structures) -> None:
         for path in self.paths:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool
 
 from .._distribution import AbstractBudget, AbstractDistribution
 from .._schedule import AbstractSchedule
-from .._selection import density_of, fraction_of
+from .._selection import density_of, finish_all, fraction_of
 from .._sites import PatternMap, pick, Sites, Where
 from .._structure import AbstractStructure, Unstructured
 
@@ -26,11 +26,12 @@ class Plan:
         str, Bool[Array, "..."]
     ]:
         """Masks of exactly as many weights as the budgets say: at a step of a schedule, or in the end."""
-        chosen: dict[str, Bool[Array, ...]] = {}
-        for budget in self.budgets:
-            density = budget.density if schedule is None else _scheduled(budget.density, schedule, step)
-            chosen |= budget.choose(scores, self.sites, self.structures, density)
-        return chosen
+        densities = [b.density if schedule is None else _scheduled(b.density, schedule, step) for b in self.budgets]
+        pending = [
+            budget.enter(scores, self.sites, self.structures, density)
+            for budget, density in zip(self.budgets, densities, strict=True)
+        ]
+        return {path: mask for masks in finish_all(pending) for path, mask in masks.items()}
 
 
 def plan(

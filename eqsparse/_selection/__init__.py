@@ -12,10 +12,13 @@ from .density import (
 from .keys import sort_key as sort_key
 from .limbs import add as add, maximum as maximum, Wide as Wide, wide as wide
 from .mapped import any_mapped as any_mapped, own_key as own_key, update_if as update_if
+from .pending import finish_all as finish_all, Pending as Pending
 from .ranks import select_in_runs as select_in_runs
 from .select import (
     Contest as Contest,
+    Heat as Heat,
     select as select,
     select_many as select_many,
     select_many_with_floor as select_many_with_floor,
+    with_floor as with_floor,
 )

@@ -8,6 +8,11 @@ import numpy as np
 from jaxtyping import Array, Bool, UInt32
 
 
+def on_one_device() -> bool:
+    """Whether arrays can't be sharded here."""
+    return jax.device_count() == 1
+
+
 def probes_at_once() -> int:
     """How many predicates one pass should count.
 
@@ -16,7 +21,7 @@ def probes_at_once() -> int:
     loop, ten times faster at 10⁷ entries. The partitioner can't split variadic reductions though: it
     gathers their operands. So they serve where there is one device only.
     """
-    return 3 if jax.device_count() == 1 else 1
+    return 3 if on_one_device() else 1
 
 
 def count_true(

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Shaped, UInt32
 
 from . import limbs as w
 from .limbs import Wide
-from .passes import probes_at_once
+from .passes import on_one_device, probes_at_once
 
 
 class Bracket(NamedTuple):
@@ -24,34 +24,57 @@ class Bracket(NamedTuple):
     count_high: UInt32[Array, "arrays *thresholds"]
 
 
-def bisect(
-    counts: Callable[[Sequence[Array]], Sequence[UInt32[Array, "arrays *thresholds"]]],
-    wanted: Wide,
-    start: Bracket,
-) -> Bracket:
-    """Narrow the bracket until `count_low` is exactly `wanted`, or low and high are neighbours.
+class Search(NamedTuple):
+    """What to look for.
 
-    `counts(points)` must not increase from a point to a larger one. A threshold whose count is already
-    exact costs no pass; with three probes a search over 32-bit keys takes 16 passes at most.
+    - `counts`: points → what is counted at each, which must not increase from a point to a larger one.
+    - `wanted`: the count looked for.
+    - `start`: a bracket to begin with.
     """
 
-    def active(b: Bracket) -> Bool[Array, "*thresholds"]:
-        return (b.high - b.low > 1) & ~w.equal(w.total(b.count_low), wanted)
+    counts: Callable[[Sequence[Array]], Sequence[UInt32[Array, "arrays *thresholds"]]]
+    wanted: Wide
+    start: Bracket
 
-    def narrow(b: Bracket) -> Bracket:
-        going = active(b)
-        points = _points(b.low, b.high)
-        found = counts(points)
-        enough = [w.at_least(w.total(n), wanted) for n in found]
-        low, high, count_low, count_high = b
-        tried = list(zip(points, found, enough, strict=True))
-        for point, n, ok in tried:
-            low, count_low = jnp.where(going & ok, point, low), jnp.where(going & ok, n, count_low)
-        for point, n, ok in reversed(tried):
-            high, count_high = jnp.where(going & ~ok, point, high), jnp.where(going & ~ok, n, count_high)
-        return Bracket(low, high, count_low, count_high)
 
-    return jax.lax.while_loop(lambda b: jnp.any(active(b)), narrow, start)
+def bisect(searches: Sequence[Search]) -> list[Bracket]:
+    """Narrows each bracket until `count_low` is exactly what is wanted, or low and high are neighbours.
+
+    What is found at the start costs no pass; with three probes a search over 32-bit keys takes 16 at most.
+    """
+    if on_one_device():  # one after the other: scratch memory for one
+        return [bracket for search in searches for bracket in _bisect([search])]
+    # In one loop: several would each wait for all devices, in any order.
+    return _bisect(searches)
+
+
+def _bisect(searches: Sequence[Search]) -> list[Bracket]:
+    def narrow(brackets: list[Bracket]) -> list[Bracket]:
+        return [_narrow(search, bracket) for search, bracket in zip(searches, brackets, strict=True)]
+
+    def going_on(brackets: list[Bracket]) -> Bool[Array, ""]:
+        going = [jnp.any(_active(s, b)) for s, b in zip(searches, brackets, strict=True)]
+        return jnp.any(jnp.stack(going))
+
+    return jax.lax.while_loop(going_on, narrow, [search.start for search in searches])
+
+
+def _active(search: Search, b: Bracket) -> Bool[Array, "*thresholds"]:
+    return (b.high - b.low > 1) & ~w.equal(w.total(b.count_low), search.wanted)
+
+
+def _narrow(search: Search, b: Bracket) -> Bracket:
+    going = _active(search, b)
+    points = _points(b.low, b.high)
+    found = search.counts(points)
+    enough = [w.at_least(w.total(n), search.wanted) for n in found]
+    low, high, count_low, count_high = b
+    tried = list(zip(points, found, enough, strict=True))
+    for point, n, ok in tried:
+        low, count_low = jnp.where(going & ok, point, low), jnp.where(going & ok, n, count_low)
+    for point, n, ok in reversed(tried):
+        high, count_high = jnp.where(going & ~ok, point, high), jnp.where(going & ~ok, n, count_high)
+    return Bracket(low, high, count_low, count_high)
 
 
 def _points(low: Array, high: Array) -> list[Array]:

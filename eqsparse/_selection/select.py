@@ -19,7 +19,7 @@ from .keys import raised, sort_key
 from .limbs import Wide
 from .mapped import update_if
 from .passes import count_true, kept_lean, made_anew
-from .search import bisect, Bracket
+from .search import bisect, Bracket, Search
 
 
 class Contest(NamedTuple):
@@ -57,6 +57,16 @@ class Contest(NamedTuple):
         return threshold.reshape(threshold.shape + (1,) * self.rank)
 
 
+class Heat(NamedTuple):
+    """Contests whose groups all compete with each other, for `k` weights together.
+
+    `k` is one value, or one for each of the contests side by side.
+    """
+
+    contests: Sequence[Contest]
+    k: Wide
+
+
 def select(contest: Contest, k: Wide) -> Bool[Array, "..."]:
     """The groups with the largest scores that hold `k` weights together.
 
@@ -68,14 +78,23 @@ def select(contest: Contest, k: Wide) -> Bool[Array, "..."]:
 
 def select_many(contests: Sequence[Contest], k: Wide) -> list[Bool[Array, "..."]]:
     """As `select`, over several arrays whose groups all compete (ties: the earlier array)."""
-    contested = [c for c in contests if c.groups > 0]
-    if not contested:
-        return [jnp.zeros(c.scores.shape, bool) for c in contests]
-    bracket = _threshold(contested, k)
-    tied = bracket.count_low - bracket.count_high
-    need = _shares(w.clipped_subtract(k, w.total(bracket.count_high)), tied)
-    chosen = iter([_settle(c, bracket, t, n) for c, t, n in zip(contested, tied, need, strict=True)])
-    return [next(chosen) if c.groups > 0 else jnp.zeros(c.scores.shape, bool) for c in contests]
+    return select_all([Heat(contests, k)])[0]
+
+
+def select_all(heats: Sequence[Heat]) -> list[list[Bool[Array, "..."]]]:
+    """The winners of each heat, found side by side in the same passes."""
+    held = [Heat([c for c in heat.contests if c.groups > 0], heat.k) for heat in heats]
+    chosen = iter(_select_all([heat for heat in held if heat.contests]))
+    return [[jnp.zeros(c.scores.shape, bool) if c.groups == 0 else next(chosen) for c in h.contests] for h in heats]
+
+
+def _select_all(heats: Sequence[Heat]) -> list[Bool[Array, "..."]]:
+    if not heats:
+        return []
+    brackets = bisect([_threshold(heat) for heat in heats])
+    ties = [tie for heat, bracket in zip(heats, brackets, strict=True) for tie in _ties(heat, bracket)]
+    found = bisect([_tie_search(tie) for tie in ties])
+    return [_winners(tie, bracket) for tie, bracket in zip(ties, found, strict=True)]
 
 
 def select_many_with_floor(
@@ -85,22 +104,33 @@ def select_many_with_floor(
 
     - `ranks`: the rank of a slice of each array; a floor holds for each slice along the axes before.
     """
+    return with_floor(select_many(contests, k), contests, k, floor, ranks)
+
+
+def with_floor(
+    winners: list[Bool[Array, "..."]],
+    contests: Sequence[Contest],
+    k: Wide,
+    floor: UInt32[Array, ""],
+    ranks: Sequence[int],
+) -> list[Bool[Array, "..."]]:
+    """The winners of `select_many`, selected again only if a slice is left with fewer than `floor` groups."""
     slices = [Contest(c.scores, rank) for c, rank in zip(contests, ranks, strict=True)]
     floors = [Wide(jnp.uint32(0), jnp.minimum(floor, jnp.uint32(s.groups))) for s in slices]
-    free = select_many(contests, k)
-    short = [jnp.any(s.tally([m])[0] < f.lo) for s, m, f in zip(slices, free, floors, strict=True)]
+    short = [jnp.any(s.tally([m])[0] < f.lo) for s, m, f in zip(slices, winners, floors, strict=True)]
 
-    def filled(free: list[Bool[Array, "..."]]) -> list[Bool[Array, "..."]]:
-        seeds = [select(s, f) for s, f in zip(slices, floors, strict=True)]
+    def filled(winners: list[Bool[Array, "..."]]) -> list[Bool[Array, "..."]]:
+        seeds = [seed for (seed,) in select_all([Heat([s], f) for s, f in zip(slices, floors, strict=True)])]
         least = w.total(jnp.stack([c.tally([seed])[0] for c, seed in zip(contests, seeds, strict=True)]))
         seeded = [c._replace(seeded=seed) for c, seed in zip(contests, seeds, strict=True)]
         return select_many(seeded, w.maximum(k, least))
 
-    return update_if(jnp.any(jnp.stack(short)), filled, free)
+    return update_if(jnp.any(jnp.stack(short)), filled, winners)
 
 
-def _threshold(contests: Sequence[Contest], k: Wide) -> Bracket:
-    """The bracket that holds the smallest kept key of each contest."""
+def _threshold(heat: Heat) -> Search:
+    """The search for the smallest kept key."""
+    contests, k = heat
     counted = jnp.stack([c.tally([jnp.full_like(c.scores, True, bool)])[0] for c in contests])
     key_dtype = jax.eval_shape(contests[0].keys).dtype
     zeros = jnp.zeros_like(counted[0], jnp.uint64 if key_dtype == jnp.uint64 else jnp.uint32)
@@ -116,40 +146,59 @@ def _threshold(contests: Sequence[Contest], k: Wide) -> Bracket:
             by_array.append(c.tally([keys >= p for p in tried]))
         return [jnp.stack(found) for found in zip(*by_array, strict=True)]
 
-    low = jnp.where(nothing, top, zeros)
-    return bisect(counts, k, Bracket(low, top, jnp.where(nothing, jnp.uint32(0), counted), jnp.zeros_like(counted)))
+    some = jnp.where(nothing, jnp.uint32(0), counted)
+    return Search(counts, k, Bracket(jnp.where(nothing, top, zeros), top, some, jnp.zeros_like(counted)))
 
 
-def _settle(
-    contest: Contest, bracket: Bracket, tied: UInt32[Array, "..."], need: UInt32[Array, "..."]
-) -> Bool[Array, "..."]:
-    """The groups above the bracket, and the first of those within it, to hold `need` of their `tied` weights."""
-    n = jnp.uint32(contest.groups)
+class _Tie(NamedTuple):
+    """The groups of one contest within a bracket, which hold `tied` weights, of which `need` are to be kept."""
 
-    def first(c: Contest, start: UInt32[Array, ""], left: UInt32[Array, "..."]) -> Bool[Array, "..."]:
-        keys = c.keys()
-        low, high = (c.spread(b).astype(keys.dtype) for b in (bracket.low, bracket.high))
-        index = _flat_index(keys, c.axes, start)
-        return (keys >= low) & (keys < high) & (index < c.spread(n - left))
+    contest: Contest
+    low: Shaped[Array, "..."]
+    high: Shaped[Array, "..."]
+    tied: UInt32[Array, "..."]
+    need: UInt32[Array, "..."]
+
+    def first(self, left: UInt32[Array, "..."], start: UInt32[Array, ""]) -> Bool[Array, "..."]:
+        """Those of the tied groups that are not among the last `left` of the contest."""
+        c, keys = self.contest, self.contest.keys()
+        low, high = (c.spread(b).astype(keys.dtype) for b in (self.low, self.high))
+        bound = c.spread(jnp.uint32(c.groups) - left)
+        return (keys >= low) & (keys < high) & (_flat_index(keys, c.axes, start) < bound)
+
+
+def _ties(heat: Heat, bracket: Bracket) -> list[_Tie]:
+    tied = bracket.count_low - bracket.count_high
+    need = _shares(w.clipped_subtract(heat.k, w.total(bracket.count_high)), tied)
+    return [
+        _Tie(contest, bracket.low, bracket.high, t, n) for contest, t, n in zip(heat.contests, tied, need, strict=True)
+    ]
+
+
+def _tie_search(tie: _Tie) -> Search:
+    """The search for how many groups to leave out at the end: the more, the less is counted."""
 
     def counts(points: Sequence[Array]) -> list[UInt32[Array, "..."]]:
-        p0, scores = kept_lean(points[0], contest.scores)
+        p0, scores = kept_lean(points[0], tie.contest.scores)
         p0, start = made_anew(p0, jnp.uint32(0))
-        c = contest._replace(scores=scores)
-        return [found[None] for found in c.tally([first(c, start, p) for p in (p0, *points[1:])])]
+        there = tie._replace(contest=tie.contest._replace(scores=scores))
+        return [found[None] for found in tie.contest.tally([there.first(p, start) for p in (p0, *points[1:])])]
 
-    # A point leaves so many groups out at the end: the more, the less is counted.
-    zeros = jnp.zeros_like(tied)
-    nothing = need == 0
-    start = Bracket(
-        jnp.where(nothing, n, zeros), zeros + n, jnp.where(nothing, zeros, tied)[None], zeros[None]
-    )
-    found = bisect(counts, Wide(zeros, need), start)
-    over, under = found.count_low[0] - need, need - found.count_high[0]
+    zeros = jnp.zeros_like(tie.tied)
+    all_of_them = zeros + jnp.uint32(tie.contest.groups)
+    nothing = tie.need == 0
+    some = jnp.where(nothing, zeros, tie.tied)
+    start = Bracket(jnp.where(nothing, all_of_them, zeros), all_of_them, some[None], zeros[None])
+    return Search(counts, Wide(zeros, tie.need + zeros), start)
+
+
+def _winners(tie: _Tie, found: Bracket) -> Bool[Array, "..."]:
+    """The groups above the bracket, and the first of the tied ones that hold what is needed."""
+    over, under = found.count_low[0] - tie.need, tie.need - found.count_high[0]
     left = jnp.where(over <= under, found.low, found.high)
-    keys = contest.keys()
-    above = keys >= contest.spread(bracket.high).astype(keys.dtype)
-    return above | first(contest, jnp.uint32(0), left)
+    keys = tie.contest.keys()
+    above = keys >= tie.contest.spread(tie.high).astype(keys.dtype)
+    return above | tie.first(left, jnp.uint32(0))
 
 
 def _shares(need: Wide, tied: UInt32[Array, "arrays ..."]) -> list[UInt32[Array, "..."]]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Shaped, UInt32
 
 from .._check import unit
-from .._selection import Contest, count, density_of, maximum, select, Wide
+from .._selection import Contest, count, density_of, finish_all, Heat, maximum, Pending, Wide
 
 
 class Geometry(NamedTuple):
@@ -34,10 +34,9 @@ class AbstractStructure(eqx.Module):
     """
 
     @abc.abstractmethod
-    def choose(
-        self, scores: Shaped[Array, "*shape"], density: UInt32[Array, ""], geometry: Geometry
-    ) -> Bool[Array, "*shape"]:
-        """The mask that keeps the given share of the weights with the largest scores, for each slice of a stack."""
+    def enter(self, scores: Shaped[Array, "..."], density: UInt32[Array, ""], geometry: Geometry) -> Pending:
+        """What is to be selected so that each slice of a stack keeps that share of its weights; finishes as a mask
+        of the shape of `scores`."""
 
     @abc.abstractmethod
     def check(self, path: str, core: tuple[int, ...], density: UInt32[Array, ""] | None, geometry: Geometry) -> None:
@@ -60,7 +59,7 @@ class AbstractStructure(eqx.Module):
         geometry = Geometry(scores.ndim, max(scores.ndim - 1, 0))
         density = density_of(unit(sparsity, "sparsity"))
         self.check("", tuple(scores.shape), None, geometry)
-        return self.choose(scores, density, geometry)
+        return finish_all([self.enter(scores, density, geometry)])[0]
 
 
 class AbstractPooling(AbstractStructure):
@@ -90,18 +89,16 @@ class AbstractPooling(AbstractStructure):
     def rivals(self, geometry: Geometry) -> int:
         """How many trailing axes of groups compete; all of them, but for structures with a budget for each row."""
 
-    def choose(
-        self, scores: Shaped[Array, "*shape"], density: UInt32[Array, ""], geometry: Geometry
-    ) -> Bool[Array, "*shape"]:
-        core = geometry.core(scores.shape)
+    def enter(self, scores: Shaped[Array, "..."], density: UInt32[Array, ""], geometry: Geometry) -> Pending:
+        shape, core = scores.shape, geometry.core(scores.shape)
         if math.prod(core) == 0:
-            return jnp.zeros(scores.shape, bool)
+            return Pending([], lambda _: jnp.zeros(shape, bool))
         contest = Contest(self.pooled(scores, geometry), self.rivals(geometry), self.sizes(core))
         contests = contest.scores.shape[: contest.scores.ndim - contest.rank]
-        rows = contests[scores.ndim - geometry.core_rank :]
+        rows = contests[len(shape) - geometry.core_rank :]
         budget = _shared_by_rows(self.budget(density, core), rows)
-        chosen = select(contest, Wide(*(jnp.broadcast_to(limb, contests) for limb in budget)))
-        return self.spread(chosen, scores.shape, geometry)
+        heat = Heat([contest], Wide(*(jnp.broadcast_to(limb, contests) for limb in budget)))
+        return Pending([heat], lambda winners: self.spread(winners[0][0], shape, geometry))
 
     def budget(self, density: UInt32[Array, ""], core: tuple[int, ...]) -> Wide:
         """How many weights of one slice to keep: those of one group at least, unless the density is 0."""

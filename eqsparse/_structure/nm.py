@@ -4,10 +4,10 @@ from typing import final
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Array, Bool, Shaped, UInt32
+from jaxtyping import Array, Shaped, UInt32
 
 from .._check import known
-from .._selection import count_up, select_in_runs
+from .._selection import count_up, Pending, select_in_runs
 from .base import AbstractStructure, Geometry
 
 
@@ -40,11 +40,10 @@ class NM(AbstractStructure):
             raise ValueError(f"`NM(n, m)` must have 1 <= n <= m. Got n={n}, m={m}.")
         self.n, self.m, self.axis = int(n), int(m), axis
 
-    def choose(
-        self, scores: Shaped[Array, "*shape"], density: UInt32[Array, ""], geometry: Geometry
-    ) -> Bool[Array, "*shape"]:
+    def enter(self, scores: Shaped[Array, "..."], density: UInt32[Array, ""], geometry: Geometry) -> Pending:
         keep = count_up(self.m, density).clip(np.uint32(self.n), np.uint32(self.m))
-        return select_in_runs(scores, self.m, scores.ndim + self._place(geometry), keep)
+        axis = scores.ndim + self._place(geometry)
+        return Pending([], lambda _: select_in_runs(scores, self.m, axis, keep))
 
     def check(self, path: str, core: tuple[int, ...], density: UInt32[Array, ""] | None, geometry: Geometry) -> None:
         axis = geometry.contraction_axis if self.axis is None else self.axis

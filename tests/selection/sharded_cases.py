@@ -1,0 +1,100 @@
+"""What is selected on one device and on eight, to compare: shared by the test and the script that it starts."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eqsparse._distribution import Global
+from eqsparse._mask import Mask
+from eqsparse._selection import density_of, finish_all
+from eqsparse._sites import read
+from eqsparse._structure import Block, Channel, Geometry, NM, Unstructured
+
+ROWS, COLUMNS = 64, 320  # a shard has 8 rows or 40 columns: runs of 4 and 40, tiles of 4 and bytes of 8 align
+
+
+class Case(NamedTuple):
+    """A function of score arrays, how each is laid out on the mesh, and at which sparsities it is tried."""
+
+    choose: object
+    specs: list
+    stack: tuple = ()
+    sparsities: tuple = (0.0, 0.9, 0.5, 1.0)
+
+
+def one(structure, *spec, stack=(), **kwargs):
+    def choose(arrays, sparsity):
+        return finish_all([structure.enter(arrays[0], density_of(sparsity), Geometry(2, 1))])
+
+    return Case(choose, [spec], stack, **kwargs)
+
+
+def shared(structure, specs, **kwargs):
+    """A global budget over several arrays."""
+
+    def choose(arrays, sparsity):
+        sites = read({str(i): a for i, a in enumerate(arrays)})
+        (budget,) = Global(sparsity, **kwargs).budgets(sites)
+        scores = {str(i): jnp.abs(a) for i, a in enumerate(arrays)}
+        (chosen,) = finish_all([budget.enter(scores, sites, dict.fromkeys(sites, structure), budget.density)])
+        return [chosen[path] for path in sites]
+
+    return Case(choose, specs)
+
+
+def packing(arrays, sparsity):
+    mask = Mask(arrays[0] > 0, packed=True)
+    return [mask.bits, mask.dense()]
+
+
+CASES = {
+    "site by rows": one(Unstructured(), "x", None),
+    "site by columns": one(Unstructured(), None, "x"),
+    "site by both": one(Unstructured(), "a", "b"),
+    "site of a stack, by layers": one(Unstructured(), "x", None, None, stack=(8,)),
+    "site of a stack, by rows": one(Unstructured(), None, "x", None, stack=(3,)),
+    "row by rows": one(Unstructured("row"), "x", None),
+    "row by columns": one(Unstructured("row"), None, "x"),
+    "2:4 by rows": one(NM(2, 4), "x", None, sparsities=(0.0, 0.25, 0.5)),
+    "2:4 by columns": one(NM(2, 4), None, "x", sparsities=(0.0, 0.25, 0.5)),
+    "2:4 by both": one(NM(2, 4), "a", "b", sparsities=(0.25,)),
+    "2:4 along rows, by rows": one(NM(2, 4, axis=0), "x", None, sparsities=(0.25, 0.5)),
+    "2:4 along rows, by columns": one(NM(2, 4, axis=0), None, "x", sparsities=(0.25, 0.5)),
+    "10:40 by rows": one(NM(10, 40), "x", None, sparsities=(0.0, 0.5)),
+    "10:40 by columns": one(NM(10, 40), None, "x", sparsities=(0.0, 0.5)),
+    "average tiles by rows": one(Block((4, 4)), "x", None),
+    "average tiles by columns": one(Block((4, 8)), None, "x"),
+    "average tiles by both": one(Block((4, 4)), "a", "b"),
+    "maximum tiles by columns": one(Block((2, 4), "max"), None, "x"),
+    "output channels by rows": one(Channel(0), "x", None),
+    "output channels by columns": one(Channel(0), None, "x"),
+    "input channels by columns": one(Channel(1), None, "x"),
+    "input channels by rows": one(Channel(1), "x", None),
+    "global": shared(Unstructured(), [("x", None), (None, "x"), (None, None)]),
+    "global, no norm": shared(Unstructured(), [("a", "b"), ("b", None)], normalise=False, floor=0),
+    "global, large floor": shared(Unstructured(), [("x", None), (None, "x")], floor=9000),
+    "global tiles": shared(Block((4, 4)), [("x", None), (None, "x")]),
+    "packed by rows": Case(packing, [("x", None)], (), (0.0,)),
+    "packed by columns": Case(packing, [(None, "x")], (), (0.0,)),
+}
+
+
+def scores(case):
+    """Many ties, infinities, NaNs and both zeros. Whole numbers (and tiles of 2ⁿ), so that no sum depends on its order."""
+    rng = np.random.default_rng(0)
+    arrays = []
+    for i in range(len(case.specs)):
+        array = rng.integers(-4, 5, (*case.stack, ROWS, COLUMNS)).astype(np.float32) * (i + 1)
+        flat = array.reshape(-1)
+        flat[rng.choice(flat.size, 60, replace=False)] = np.repeat([np.inf, -np.inf, np.nan, -0.0], 15)
+        arrays.append(array)
+    return arrays
+
+
+def run(name, arrays):
+    """The masks at each sparsity, and the compiled function."""
+    case = CASES[name]
+    compiled = jax.jit(case.choose).lower(arrays, jnp.float32(0)).compile()
+    return [np.asarray(m) for s in case.sparsities for m in compiled(arrays, jnp.float32(s))], compiled

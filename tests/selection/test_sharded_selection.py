@@ -1,0 +1,70 @@
+"""On eight virtual devices: the masks of one device, by all-reduces only, in little scratch memory."""
+
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import sharded_cases
+
+HERE = pathlib.Path(__file__).parent
+KINDS = ["Explicit", "Auto"]
+
+
+@pytest.fixture(scope="module")
+def on_eight(tmp_path_factory):
+    """Figures and masks by kind of mesh, from a process of its own (the number of devices can't change in this one)."""
+    folder = tmp_path_factory.mktemp("sharded")
+
+    @functools.cache
+    def run(kind):
+        paths = os.pathsep.join([str(HERE.parents[1]), str(HERE), os.environ.get("PYTHONPATH", "")])
+        done = subprocess.run(
+            [sys.executable, str(HERE / "sharded_script.py"), kind, str(folder / f"{kind}.npz")],
+            env=os.environ | {"PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        return json.loads(done.stdout.splitlines()[-1]), np.load(folder / f"{kind}.npz")
+
+    return run
+
+
+@functools.cache
+def on_one(name):
+    return sharded_cases.run(name, sharded_cases.scores(sharded_cases.CASES[name]))[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", sharded_cases.CASES)
+def test_same_masks_as_on_one_device(on_eight, kind, name):
+    figures, masks = on_eight(kind)
+    assert "error" not in figures["cases"][name], figures["cases"][name]["error"]
+    expected = on_one(name)
+    assert any(mask.any() for mask in expected)
+    for i, mask in enumerate(expected):
+        np.testing.assert_array_equal(masks[f"{name}/{i}"], mask)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", sharded_cases.CASES)
+def test_all_reduces_only(on_eight, kind, name):
+    """PREDECESSOR row 23: two all-gathers of the whole score array for each mask; an error on explicit meshes."""
+    found = on_eight(kind)[0]["cases"][name]
+    assert "error" not in found, found["error"]
+    moved = {n: c for n, c in found["collectives"].items() if n != "all-reduce" and c}
+    assert moved == {}
+    if name.startswith("packed"):
+        assert found["collectives"]["all-reduce"] == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scratch_of_an_unstructured_selection_is_within_two_shards(on_eight, kind):
+    """Two arrays of a shard's size, and a hundredth for vectors along one axis."""
+    shards = on_eight(kind)[0]["scratch"]
+    assert len(shards) == 4 and max(shards.values()) <= 2.01, shards

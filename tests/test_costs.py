@@ -1,0 +1,98 @@
+"""What compiled functions hold and move: counted in their text and by `memory_analysis`, never by the clock."""
+
+import re
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import eqsparse
+
+KEY = jax.random.key(0)
+SCORES = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
+
+
+def compiled(function, *args):
+    return jax.jit(function).lower(*args).compile()
+
+
+def operations(text, name):
+    """How many operations of that name a compiled text holds."""
+    return len(re.findall(rf"\s{name}(?:-start)?\(", text))
+
+
+@pytest.mark.parametrize(
+    "structure", [eqsparse.Unstructured(), eqsparse.Unstructured("row"), eqsparse.Block((4, 4)), eqsparse.Channel(0)]
+)
+def test_a_mask_is_made_without_sorting(structure):
+    """PREDECESSOR row 26: an argsort for each mask, and scratch to match."""
+    made = compiled(lambda s, sparsity: structure.mask(s, sparsity), SCORES, jnp.float32(0.9))
+    text = made.as_text()
+    assert not any(operations(text, name) for name in ("sort", "gather", "scatter", "concatenate"))
+    assert made.memory_analysis().temp_size_in_bytes <= 3 * 4 * 10**6
+
+
+def test_runs_are_ranked_without_sorting():
+    """PREDECESSOR row 26: 2:4 by a double argsort."""
+    made = compiled(lambda s: eqsparse.NM(2, 4).mask(s, 0.5), SCORES)
+    assert not operations(made.as_text(), "sort")
+    assert made.memory_analysis().temp_size_in_bytes <= 3 * 4 * 10**6
+
+
+def test_global_masks_are_made_without_concatenating():
+    """PREDECESSOR row 26: global pruning concatenates and sorts all scores, 126 MB of scratch for 10.5 M weights."""
+    weights = [jnp.zeros((512, 512))] * 4
+    pruner = eqsparse.GlobalMagnitudePruning(distribution=0.9)
+    made = compiled(lambda w: pruner.prune(w), weights)
+    for line in made.as_text().splitlines():
+        assert " sort(" not in line
+        assert " concatenate(" not in line or f"[{4 * 512 * 512}]" not in line
+    assert made.memory_analysis().temp_size_in_bytes <= 4 * 4 * 4 * 512 * 512
+
+
+def training_step(model, pruner):
+    x, y = jnp.ones((8, 256)), jnp.zeros(8, int)
+
+    def loss(model):
+        return optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(x), y).mean()
+
+    @eqx.filter_jit(donate="all-except-first")
+    def step(pruner, model, state):
+        return pruner.step(model, eqx.filter_grad(loss)(model), state)
+
+    return step.lower(pruner, *pruner.init(model)).compile().compiled
+
+
+@pytest.mark.parametrize("packed, share", [(False, 1 / 4), (True, 1 / 32)])
+def test_masks_add_a_quarter_or_a_thirty_second(packed, share):
+    model = eqx.nn.MLP(256, 256, 256, 2, use_bias=False, use_final_bias=False, key=KEY)
+    weights = 3 * 256 * 256 * 4
+    assert eqsparse.nbytes(model) == weights
+    assert eqsparse.nbytes(eqsparse.sparsify(model, packed=packed)) == weights * (1 + share)
+    # The compiled step takes weights, two moments and masks, and some scalars.
+    pruner = eqsparse.MagnitudePruning(
+        optax.adam(1e-3), distribution=0.9, schedule=eqsparse.Polynomial(0, 10, 2), packed=packed
+    )
+    arguments = training_step(model, pruner).memory_analysis().argument_size_in_bytes
+    assert weights * (3 + share) <= arguments <= weights * (3 + share) + 256
+
+
+def test_a_step_holds_no_constant_weights_and_does_not_sort():
+    model = eqx.nn.MLP(256, 256, 256, 2, key=KEY)
+    pruner = eqsparse.MagnitudePruning(optax.adam(1e-3), distribution=0.9, schedule=eqsparse.Polynomial(0, 10, 2))
+    step = training_step(model, pruner)
+    assert not operations(step.as_text(), "sort")
+    assert not re.search(r"(?:f32|pred|u8)\[256,(?:256|32)\]\S* constant", step.as_text())
+    # All but the masks' copies and a dense step's own scratch is written over in place.
+    assert step.memory_analysis().alias_size_in_bytes >= 0.99 * 3 * eqsparse.nbytes(model)
+
+
+def test_masks_alone_leave_the_conditional():
+    """Weights or moments that pass through a conditional would be copied at every step."""
+    model = eqx.nn.MLP(256, 256, 256, 2, key=KEY)
+    pruner = eqsparse.MagnitudePruning(optax.adam(1e-3), distribution=0.9, schedule=eqsparse.Polynomial(0, 10, 2))
+    text = training_step(model, pruner).as_text()
+    entry = text[text.index("ENTRY") :]
+    assert not re.search(r"= f32\[256,256\]\S* copy\(", entry)

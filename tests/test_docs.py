@@ -1,0 +1,67 @@
+"""Every Python block of the README and of the pages in `docs/` runs; links lead somewhere."""
+
+import functools
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eqsparse
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+
+
+@functools.cache
+def run(page):
+    """The names defined by the blocks of a page, run in order as one script."""
+    names = {"__name__": page.stem}
+    text = page.read_text(encoding="utf-8")
+    for block in re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        lines_before = "\n" * text.count("\n", 0, block.start(1))  # so that a traceback names the page's own line
+        exec(compile(lines_before + block[1], str(page), "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_run(page):
+    run(page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page):
+    links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_loop_trains_prunes_and_exports(page):
+    names = run(ROOT / page)
+    sizes = {"layers.0.weight": 64 * 8, "layers.1.weight": 64 * 64, "layers.2.weight": 64}
+    kept = {path: int(mask.sum()) for path, mask in eqsparse.get_masks(names["model"]).items()}
+    assert kept == {path: round(size / 10) for path, size in sizes.items()}
+    assert [layer.weight.nse for layer in names["sparse_model"].layers] == list(kept.values())
+    x, y = names["x"], names["y"]
+    for model in (names["model"], names["sparse_model"]):
+        error = jnp.stack([model(one) for one in x]) - y
+        assert float((error**2).mean()) < 0.5 * float((y**2).mean())
+
+
+def test_your_own_criterion():
+    names = run(ROOT / "docs" / "your-own-criterion.md")
+    np.testing.assert_array_equal(names["pruned"], [[0, 0, 0, 0], [0, 0, 6, 7]])
+    w, g = jnp.array([[1.0, -2.0, 3.0]]), jnp.array([[-5.0, 4.0, 0.0]])
+    np.testing.assert_array_equal(names["Between"](0.0).score(w, grads=g), [[1, 2, 3]])
+    np.testing.assert_array_equal(names["Between"](1.0).score(w, grads=g), [[5, 8, 0]])
+
+
+def test_commands_are_marked():
+    """`.ci/run` reads the two commands from the README."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = dict(re.findall(r"^<!-- (\w+) -->\n```sh\n([^\n]+)\n```$", text, re.MULTILINE))
+    assert sorted(commands) == ["quickstart", "tests"]
+    assert text.count("```sh") == 2
+    assert "python examples/quickstart.py" in commands["quickstart"]
+    assert "python -m pytest" in commands["tests"]
