@@ -14,7 +14,7 @@ from ._distribution import (
     PerPath as PerPath,
     Uniform as Uniform,
 )
-from ._export import to_bcoo as to_bcoo
+from ._export import BCOOLinear as BCOOLinear, to_bcoo as to_bcoo
 from ._layers import (
     AbstractMasked as AbstractMasked,
     Masked as Masked,

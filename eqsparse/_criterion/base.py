@@ -83,5 +83,3 @@ def _at(arrays: Mapping[str, Array], path: str, weight: Array, name: str) -> Arr
 def full_precision(array: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
     """In float32 at least: products of 16-bit floats would tie by the thousand."""
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
-
-

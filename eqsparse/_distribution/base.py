@@ -9,6 +9,7 @@ from jaxtyping import Array, ArrayLike, Float32, PyTree, UInt32
 
 from .._check import unit
 from .._selection import density_of, sparsity_of
+from .._show import show
 from .._sites import PatternMap, read, Sites
 from .budget import AbstractBudget
 
@@ -33,6 +34,9 @@ class AbstractDistribution(eqx.Module):
         sites = read(model)
         found = {path: sparsity_of(b.density) for b in self.budgets(sites) for path in b.paths}
         return {path: found.get(path) for path, site in sites.items() if site.default or path in found}
+
+    def __repr__(self) -> str:
+        return show(self)
 
 
 Overrides = Mapping[Any, ArrayLike | None] | None

@@ -130,5 +130,3 @@ def _norm(scores: Float[Array, "..."], site: Site) -> Float[Array, "..."]:
     largest = jnp.max(jnp.abs(finite), axis=axes, keepdims=True, initial=0)
     unit = jnp.where(largest > 0, largest, jnp.ones_like(largest))
     return unit * jnp.sqrt(jnp.maximum(jnp.sum((finite / unit) ** 2, axis=axes, keepdims=True), 1))
-
-

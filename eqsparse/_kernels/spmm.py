@@ -69,7 +69,7 @@ def _varying(array: Array) -> frozenset[str]:
 
 def _vary(array: Array, axes: tuple[str, ...]) -> Array:
     pcast = getattr(jax.lax, "pcast", None)
-    return jax.lax.pvary(array, axes) if pcast is None else pcast(array, axes, to="varying")
+    return getattr(jax.lax, "pvary")(array, axes) if pcast is None else pcast(array, axes, to="varying")  # noqa: B009
 
 
 def _primitive(name: str, function: Callable, abstract: Callable, batch: Callable) -> Primitive:

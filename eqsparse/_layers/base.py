@@ -60,9 +60,7 @@ class AbstractMasked(eqx.Module):
         return getattr(layer if stored else self.materialise(), name)
 
 
-def masks_for(
-    layer: eqx.Module, names: tuple[str, ...], mask: Any, *, packed: bool
-) -> dict[str, Mask]:
+def masks_for(layer: eqx.Module, names: tuple[str, ...], mask: Any, *, packed: bool) -> dict[str, Mask]:
     """The masks of the named fields: `mask` is `None`, an array (for one field) or a dict by field."""
     given = mask if isinstance(mask, dict) else {} if mask is None else dict.fromkeys(names[:1], mask)
     if mask is not None and not isinstance(mask, dict) and len(names) > 1:

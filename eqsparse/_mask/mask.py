@@ -1,6 +1,5 @@
 """Which weights are kept: one byte a weight, or one bit."""
 
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp

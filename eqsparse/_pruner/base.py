@@ -16,6 +16,7 @@ from .._mask import Mask, masked, on_mask
 from .._model import is_sparsified, sparsify
 from .._schedule import AbstractSchedule, NoSchedule
 from .._selection import own_key, update_if
+from .._show import show
 from .._sites import as_patterns, is_model, masks_of, Pattern, PatternMap, read, Sites, weights_of, Where, write
 from .._structure import AbstractStructure, Unstructured
 from .buffers import own_buffers
@@ -81,8 +82,12 @@ class AbstractPruner(eqx.Module):
 
         **Raises:** `ValueError` for arguments of a wrong kind, or if a key is needed and missing.
         """
-        instance(optim, optax.GradientTransformation | None, f"{type(self).__name__}(optim=...)",
-                 "an Optax optimiser or `None`")
+        instance(
+            optim,
+            optax.GradientTransformation | None,
+            f"{type(self).__name__}(optim=...)",
+            "an Optax optimiser or `None`",
+        )
         instance(schedule, AbstractSchedule, f"{type(self).__name__}(schedule=...)", "a schedule")
         self.optim = optim
         self.distribution = as_distribution(distribution)
@@ -200,11 +205,19 @@ class AbstractPruner(eqx.Module):
             new = self.transition.update(dense, scores, made, self.schedule, state.step)
             return {path: pruned[path].replace(mask) for path, mask in new.items()}
 
-        return old | update_if(self.schedule.is_due(state.step), update, pruned)
+        due = self.schedule.is_due(state.step)
+        if grads is not None:
+            # After the backward pass: at the same time, both would hold scratch memory, and on several devices
+            # wait for each other's all-reduces.
+            due, _ = jax.lax.optimization_barrier((due, grads))
+        return old | update_if(due, update, pruned)
 
     def _scores(self, sites: Sites, grads: Mapping[str, Array] | None, key: PRNGKeyArray | None) -> dict[str, Array]:
         weights = {path: site.weight for path, site in sites.items()}
         return self.criterion.scores(weights, grads=grads, key=key)
+
+    def __repr__(self) -> str:
+        return show(self)
 
     def _plan(self, sites: Sites) -> Plan:
         return plan(sites, self.distribution, self.structure, self.where)

@@ -62,5 +62,3 @@ def _site_of(names: list[str], places: Mapping[str, str | None]) -> str | None:
         if path in places:
             return places[path]
     return None
-
-

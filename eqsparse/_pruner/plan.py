@@ -22,9 +22,9 @@ class Plan:
     budgets: list[AbstractBudget]
     structures: dict[str, AbstractStructure]
 
-    def masks(self, scores: Mapping[str, Array], schedule: AbstractSchedule | None = None, step: Any = None) -> dict[
-        str, Bool[Array, "..."]
-    ]:
+    def masks(
+        self, scores: Mapping[str, Array], schedule: AbstractSchedule | None = None, step: Any = None
+    ) -> dict[str, Bool[Array, "..."]]:
         """Masks of exactly as many weights as the budgets say: at a step of a schedule, or in the end."""
         densities = [b.density if schedule is None else _scheduled(b.density, schedule, step) for b in self.budgets]
         pending = [
@@ -81,5 +81,3 @@ def _scheduled(density: Array, schedule: AbstractSchedule, step: Any) -> Array:
 def frozen_sites(sites: Sites) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """Paths and shapes, to tell one model from another."""
     return tuple((path, tuple(site.weight.shape)) for path, site in sites.items())
-
-

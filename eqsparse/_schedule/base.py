@@ -5,6 +5,8 @@ import abc
 import equinox as eqx
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from .._show import show
+
 
 class AbstractSchedule(eqx.Module):
     """When masks are updated, and which sparsity they have then.
@@ -19,3 +21,6 @@ class AbstractSchedule(eqx.Module):
     @abc.abstractmethod
     def sparsity(self, target: ArrayLike, step: ArrayLike) -> Float[Array, ""]:
         """The sparsity at `step` on the way to `target`; once it is reached, `target` itself, bit for bit."""
+
+    def __repr__(self) -> str:
+        return show(self)

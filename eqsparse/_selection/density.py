@@ -93,6 +93,4 @@ def _power_of_two(exponent: UInt32[Array, "..."]) -> Wide:
 def _shift_right(value: Wide, by: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     """The low word of `value >> by`, for 0 < by < 64."""
     near = jnp.minimum(by, 31)
-    return jnp.where(
-        by < 32, (value.hi << (32 - near)) | (value.lo >> near), value.hi >> (jnp.maximum(by, 32) - 32)
-    )
+    return jnp.where(by < 32, (value.hi << (32 - near)) | (value.lo >> near), value.hi >> (jnp.maximum(by, 32) - 32))

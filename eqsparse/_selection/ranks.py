@@ -22,9 +22,9 @@ def select_in_runs(scores: Shaped[Array, "..."], m: int, axis: int, k: UInt32[Ar
         moved = jnp.moveaxis(runs, axis + 1, -1)
         return jnp.moveaxis(select(Contest(moved, 1), Wide(jnp.uint32(0), k)), -1, axis + 1).reshape(shape)
     keys = sort_key(runs)
-    place = jax.lax.broadcasted_iota(jnp.uint32, keys.shape, axis + 1)
-    rank = jnp.uint32(0)
+    place = jnp.arange(m, dtype=jnp.uint32).reshape(*(m if a == axis + 1 else 1 for a in range(keys.ndim)))
+    rank = jnp.zeros_like(keys, jnp.uint32)
     for i in range(m):
         other = jax.lax.slice_in_dim(keys, i, i + 1, axis=axis + 1)
-        rank = rank + jnp.where(i < place, other >= keys, other > keys).astype(jnp.uint32)
+        rank = rank + ((other > keys) | ((other == keys) & (i < place))).astype(jnp.uint32)
     return (rank < k).reshape(shape)

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 import equinox as eqx
 from jaxtyping import Array
 
+from .._check import known
+
 Pattern: TypeAlias = str | re.Pattern[str] | Callable[[str, Array], bool]
 Where: TypeAlias = Pattern | Iterable[Pattern] | None
 
@@ -83,3 +85,7 @@ class PatternMap(eqx.Module):
                 raise no_match(pattern, arrays, argument)
             found |= {path: value for path in hits if path not in found}
         return found
+
+    def __repr__(self) -> str:
+        shown = {getattr(p, "pattern", p): v for p, v in zip(self.patterns, self.values, strict=True)}
+        return repr({p: float(f"{v:.7g}") if getattr(v, "ndim", 1) == 0 and known(v) else v for p, v in shown.items()})

@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Shaped, UInt32
 
 from .._check import unit
 from .._selection import Contest, count, density_of, finish_all, Heat, maximum, Pending, Wide
+from .._show import show
 
 
 class Geometry(NamedTuple):
@@ -60,6 +61,9 @@ class AbstractStructure(eqx.Module):
         density = density_of(unit(sparsity, "sparsity"))
         self.check("", tuple(scores.shape), None, geometry)
         return finish_all([self.enter(scores, density, geometry)])[0]
+
+    def __repr__(self) -> str:
+        return show(self)
 
 
 class AbstractPooling(AbstractStructure):

@@ -28,9 +28,7 @@ class Block(AbstractPooling):
     pool: Literal["avg", "max"] = eqx.field(static=True)
     axes: tuple[int, ...] = eqx.field(static=True)
 
-    def __init__(
-        self, shape: tuple[int, ...], pool: Literal["avg", "max"] = "avg", axes: tuple[int, ...] = (0, 1)
-    ):
+    def __init__(self, shape: tuple[int, ...], pool: Literal["avg", "max"] = "avg", axes: tuple[int, ...] = (0, 1)):
         """**Arguments:**
 
         - `shape`: Lengths of a tile, one for each of `axes`.
@@ -73,11 +71,9 @@ class Block(AbstractPooling):
     def spread(self, chosen: Bool[Array, "..."], shape: tuple[int, ...], geometry: Geometry) -> Bool[Array, "..."]:
         tile = self._tile(geometry.core_rank)
         stack = chosen.ndim - len(tile)
-        lead, groups = chosen.shape[:stack], chosen.shape[stack:]
-        apart = chosen.reshape(*lead, *(x for g in groups for x in (g, 1)))
-        full = jnp.broadcast_to(apart, (*lead, *(x for g, b in zip(groups, tile, strict=True) for x in (g, b))))
-        joined = full.reshape(*lead, *(g * b for g, b in zip(groups, tile, strict=True)))
-        return joined[(slice(None),) * stack + tuple(slice(0, d) for d in shape[stack:])]
+        for axis, length in enumerate(tile, start=stack):
+            chosen = _repeated(chosen, axis, length)
+        return chosen[(slice(None),) * stack + tuple(slice(0, d) for d in shape[stack:])]
 
     def rivals(self, geometry: Geometry) -> int:
         return geometry.core_rank
@@ -100,7 +96,17 @@ def _tiled(array: Array, core: tuple[int, ...], tile: tuple[int, ...], fill: flo
     missing = [(0, g * b - d) for g, b, d in zip(groups, tile, core, strict=True)]
     if any(far for _, far in missing):
         array = jnp.pad(array, [(0, 0)] * stack + missing, constant_values=fill)
-    return array.reshape(*array.shape[:stack], *(x for g, b in zip(groups, tile, strict=True) for x in (g, b)))
+    for axis in reversed(range(len(core))):  # one at a time, as reshapes of sharded arrays must be
+        shape, place = array.shape, stack + axis
+        array = array.reshape(*shape[:place], groups[axis], tile[axis], *shape[place + 1 :])
+    return array
+
+
+def _repeated(array: Array, axis: int, times: int) -> Array:
+    """Each entry along an axis several times over."""
+    shape = array.shape
+    spread = jnp.broadcast_to(jnp.expand_dims(array, axis + 1), (*shape[: axis + 1], times, *shape[axis + 1 :]))
+    return spread.reshape(*shape[:axis], shape[axis] * times, *shape[axis + 1 :])
 
 
 def _within(stack: int, rank: int) -> tuple[int, ...]:

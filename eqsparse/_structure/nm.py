@@ -64,10 +64,6 @@ class NM(AbstractStructure):
     def _place(self, geometry: Geometry) -> int:
         return geometry.place(geometry.contraction_axis if self.axis is None else self.axis)
 
-    def __repr__(self) -> str:
-        axis = "" if self.axis is None else f", axis={self.axis}"
-        return f"NM({self.n}, {self.m}{axis})"
-
 
 FULL = 0xFFFFFFFF
 

@@ -69,8 +69,16 @@ def main():
         scratch = ours.lower(scores).compile().memory_analysis().temp_size_in_bytes
         keys = sum(leaf.nbytes for leaf in jax.tree.leaves(scores))
         times = ratio(seconds["sort"], seconds["ours"])
-        rows.append([name, spread(seconds["ours"]), spread(seconds["sort"]), f"{times:.0f}",
-                     "" if asked is None else f"{asked}", f"{scratch / keys:.2f}"])
+        rows.append(
+            [
+                name,
+                spread(seconds["ours"]),
+                spread(seconds["sort"]),
+                f"{times:.0f}",
+                "" if asked is None else f"{asked}",
+                f"{scratch / keys:.2f}",
+            ]
+        )
     print_table(["scores", "bisection", "sorting", "times faster", "asked", "scratch / keys"], rows)
 
 

@@ -81,8 +81,13 @@ def main():
     seconds = interleave({name: run for name, (run, _) in made.items()}, args.rounds, warmup=10)
     print(f"Adam step of an MLP 784-1024-1024-10, batch {args.batch}, 90% sparse. {machine()}")
     rows = [
-        [name, spread(seconds[name]), f"{ratio(seconds[name], seconds['dense']):.3f}", f"{peak / 1e6:.1f} MB",
-         f"{peak / made['dense'][1]:.3f}"]
+        [
+            name,
+            spread(seconds[name]),
+            f"{ratio(seconds[name], seconds['dense']):.3f}",
+            f"{peak / 1e6:.1f} MB",
+            f"{peak / made['dense'][1]:.3f}",
+        ]
         for name, (_, peak) in made.items()
     ]
     print_table(["step", "median [quartiles]", "of dense", "arguments + scratch", "of dense"], rows)
