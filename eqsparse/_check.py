@@ -38,6 +38,10 @@ def number(value: ArrayLike, argument: str, dtype: Any) -> Array:
     numeric = hasattr(value, "dtype") or isinstance(value, int | float)
     if not numeric or isinstance(value, bool) or not _is_real(value):
         raise ValueError(f"`{argument}` must be a number. Got {_shown(value)}.")
+    if np.ndim(value) != 0:
+        raise ValueError(
+            f"`{argument}` must be one number; sweep over several with `jax.vmap`. Got shape {np.shape(value)}."
+        )
     return jnp.asarray(value, dtype=dtype)
 
 

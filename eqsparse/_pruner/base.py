@@ -17,7 +17,19 @@ from .._model import is_sparsified, sparsify
 from .._schedule import AbstractSchedule, NoSchedule
 from .._selection import own_key, update_if
 from .._show import show
-from .._sites import as_patterns, is_model, masks_of, Pattern, PatternMap, read, Sites, weights_of, Where, write
+from .._sites import (
+    as_patterns,
+    is_model,
+    masks_of,
+    Pattern,
+    PatternMap,
+    pick,
+    read,
+    Sites,
+    weights_of,
+    Where,
+    write,
+)
 from .._structure import AbstractStructure, Unstructured
 from .buffers import own_buffers
 from .match import like_parameters, same_sites
@@ -223,7 +235,14 @@ class AbstractPruner(eqx.Module):
         return plan(sites, self.distribution, self.structure, self.where)
 
     def _sparsified(self, model: PyTree) -> PyTree:
-        return model if is_sparsified(model) else sparsify(model, packed=self.packed)
+        """The model itself if it has masks, else with masks for the weights that are picked."""
+        if is_sparsified(model):
+            return model
+        sites = read(model)
+        if self.where is None or not sites:
+            return sparsify(model, packed=self.packed)
+        picked = pick(self.where, {path: site.weight for path, site in sites.items()}) | set(self._plan(sites).sites)
+        return sparsify(model, lambda path, _: path in picked, packed=self.packed)
 
 
 def as_distribution(value: AbstractDistribution | ArrayLike) -> AbstractDistribution:
