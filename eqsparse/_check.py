@@ -1,5 +1,7 @@
 """Checks of what users pass in. A message names the argument, the rule and the value."""
 
+import operator
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -31,6 +33,21 @@ def whole(value: ArrayLike, argument: str, least: int) -> Array:
     if known(plain) and np.any(np.asarray(plain) < least):
         raise ValueError(f"`{argument}` must be at least {least}. Got {_shown(value)}.")
     return number(value, argument, jnp.int32)
+
+
+def integer(value: Any, argument: str) -> int:
+    """A whole number that shapes depend on, so never an array that is traced."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"`{argument}` must be a whole number. Got {value!r}.") from None
+
+
+def integers(values: Any, argument: str) -> tuple[int, ...]:
+    """Several of them."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ValueError(f"`{argument}` must be a tuple of whole numbers. Got {values!r}.")
+    return tuple(integer(value, argument) for value in values)
 
 
 def number(value: ArrayLike, argument: str, dtype: Any) -> Array:

@@ -21,7 +21,7 @@ def show(part: eqx.Module) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, optax.GradientTransformation):
-        return f"{value.init.__qualname__.split('.')[0]}(...)"
+        return f"{getattr(value.init, '__qualname__', 'optim').split('.')[0]}(...)"
     if not eqx.is_array(value):
         return repr(value)
     if not known(value) or value.size > 8 or jnp.issubdtype(value.dtype, jax.dtypes.prng_key):

@@ -78,8 +78,3 @@ def _at(arrays: Mapping[str, Array], path: str, weight: Array, name: str) -> Arr
         got = "None" if array is None else f"shape {array.shape}"
         raise ValueError(f"`{name}` must have an array of shape {weight.shape} at `{path}`. Got {got}.")
     return array
-
-
-def full_precision(array: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
-    """In float32 at least: products of 16-bit floats would tie by the thousand."""
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Key, Real, UInt32
 
-from .base import AbstractCriterion, full_precision
+from .._selection import in_float32
+from .base import AbstractCriterion
 
 
 @final
@@ -48,7 +49,7 @@ class Saliency(AbstractCriterion):
     needs = ("grads",)
 
     def score(self, weight: Inexact[Array, "*shape"], *, grads: Inexact[Array, "*shape"]) -> Real[Array, "*shape"]:
-        return jnp.abs(full_precision(weight) * full_precision(grads))
+        return jnp.abs(in_float32(weight) * in_float32(grads))
 
 
 @final
@@ -63,4 +64,4 @@ class GradientMagnitude(AbstractCriterion):
     needs = ("grads",)
 
     def score(self, weight: Inexact[Array, "*shape"], *, grads: Inexact[Array, "*shape"]) -> Real[Array, "*shape"]:
-        return jnp.abs(full_precision(grads))
+        return jnp.abs(in_float32(grads))

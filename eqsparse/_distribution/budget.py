@@ -8,7 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped, UInt32
 
-from .._selection import Contest, count, Heat, Pending, with_floor
+from .._selection import Contest, count, Heat, in_float32, Pending, with_floor
 from .._sites import Site, Sites
 from .._structure import AbstractPooling, AbstractStructure, Geometry
 from .._structure.base import is_lot
@@ -119,7 +119,7 @@ def _comparable(scores: Shaped[Array, "..."], site: Site, normalise: bool) -> Sh
     """Scores that can be compared between sites: in one precision, and divided by the layer's norm if asked."""
     if is_lot(scores):
         return scores
-    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    scores = in_float32(scores)
     return scores / _norm(scores, site) if normalise else scores
 
 

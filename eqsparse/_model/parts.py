@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
@@ -27,7 +28,8 @@ def combine(trainable: PyTree, rest: PyTree) -> PyTree:
 
 def get_masks(model: PyTree) -> dict[str, Bool[Array, "..."]]:
     """The masks of a model by weight path, as boolean arrays (`True` = kept), packed or not."""
-    return {path: mask.dense() for path, mask in masks_of(read(model)).items()}
+    # Copies: they outlive the model, should it be donated.
+    return {path: jnp.array(mask.dense()) for path, mask in masks_of(read(model)).items()}
 
 
 def set_masks(model: PyTree, masks: Mapping[str, Bool[Array | np.ndarray, "..."]]) -> PyTree:
@@ -45,6 +47,8 @@ def set_masks(model: PyTree, masks: Mapping[str, Bool[Array | np.ndarray, "..."]
     stored = masks_of(sites)
     new = {}
     for path, mask in masks.items():
+        if mask is None:
+            raise ValueError(f"the mask of `{path}` must be a boolean array (True = kept). Got None.")
         if path not in stored:
             raise no_match(path, stored, "set_masks(masks=...)")
         new[path] = as_mask(mask, sites[path].weight, path, packed=stored[path].packed)

@@ -126,7 +126,7 @@ class AbstractPruner(eqx.Module):
         """
         model = self._sparsified(model)
         sites = read(model)
-        self._plan(sites)
+        self._plan(sites).check()
         model = write(model, {path: masked(sites[path].weight, mask) for path, mask in masks_of(sites).items()})
         optim = None if self.optim is None else self.optim.init(eqx.filter(model, eqx.is_inexact_array))
         witness = next(iter(sites.values())).weight
@@ -170,9 +170,11 @@ class AbstractPruner(eqx.Module):
         """
         if is_model(model):
             model = self._sparsified(model)
-        elif not any(site.default for site in read(model).values()) and self._plan(read(model)).sites == {}:
+        made = self._plan(read(model))
+        if not made.sites and not any(site.default for site in read(model).values()):
             name = type(self).__name__
             raise ValueError(f"`{name}.prune(model=...)` must hold a floating-point array of rank 2 or more. Got none.")
+        made.check()
         masks = self._prune(model, grads, self.key if key is None else key)
         sites = read(model)
         new = {path: (sites[path].mask or Mask(mask)).replace(mask) for path, mask in masks.items()}

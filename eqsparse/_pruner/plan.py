@@ -33,6 +33,20 @@ class Plan:
         ]
         return {path: mask for masks in finish_all(pending) for path, mask in masks.items()}
 
+    def check(self) -> None:
+        """Raises `ValueError` if a structure fits a site or its target not, naming those that it fits."""
+        failed: dict[str, ValueError] = {}
+        for budget in self.budgets:
+            try:
+                budget.check(self.sites, self.structures)
+            except ValueError as error:
+                failed |= dict.fromkeys(budget.paths, error)
+        if failed:
+            first = next(iter(failed.values()))
+            fits = [path for path in self.sites if path not in failed]
+            others = f" It fits {fits}: pick these by `structure={{pattern: ...}}` or `where`." if fits else ""
+            raise ValueError(f"{first}{others}")
+
 
 def plan(
     sites: Sites,
@@ -40,35 +54,19 @@ def plan(
     structures: AbstractStructure | PatternMap,
     where: Where,
 ) -> Plan:
-    """Resolves patterns against the sites of a model, and checks that all fits."""
+    """Resolves patterns against the sites of a model."""
     picked = pick(where, {path: site.weight for path, site in sites.items() if site.default})
     known = {path: dataclasses.replace(site, default=path in picked) for path, site in sites.items()}
     budgets = distribution.budgets(known)
     chosen = {path: known[path] for budget in budgets for path in budget.paths}
     assigned = _assign(structures, sites)
-    made = Plan(chosen, budgets, {path: assigned.get(path, Unstructured()) for path in chosen})
-    _check(made)
-    return made
+    return Plan(chosen, budgets, {path: assigned.get(path, Unstructured()) for path in chosen})
 
 
 def _assign(structures: AbstractStructure | PatternMap, sites: Sites) -> dict[str, AbstractStructure]:
     if isinstance(structures, PatternMap):
         return structures.lookup({path: site.weight for path, site in sites.items()}, "structure")
     return dict.fromkeys(sites, structures)
-
-
-def _check(made: Plan) -> None:
-    failed: dict[str, ValueError] = {}
-    for budget in made.budgets:
-        try:
-            budget.check(made.sites, made.structures)
-        except ValueError as error:
-            failed |= dict.fromkeys(budget.paths, error)
-    if failed:
-        first = next(iter(failed.values()))
-        fits = [path for path in made.sites if path not in failed]
-        others = f" It fits {fits}: pick these by `structure={{pattern: ...}}` or `where`." if fits else ""
-        raise ValueError(f"{first}{others}")
 
 
 def _scheduled(density: Array, schedule: AbstractSchedule, step: Any) -> Array:

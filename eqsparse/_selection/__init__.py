@@ -7,9 +7,10 @@ from .density import (
     density_of as density_of,
     fraction_of as fraction_of,
     FULL as FULL,
+    HALF_STEP as HALF_STEP,
     sparsity_of as sparsity_of,
 )
-from .keys import sort_key as sort_key
+from .keys import in_float32 as in_float32, sort_key as sort_key
 from .limbs import add as add, maximum as maximum, Wide as Wide, wide as wide
 from .mapped import any_mapped as any_mapped, own_key as own_key, update_if as update_if
 from .pending import finish_all as finish_all, Pending as Pending

@@ -14,6 +14,7 @@ from .limbs import add, multiply, where, Wide, wide
 
 FULL = np.uint32(0xFFFFFFFF)
 _GRID = 10_000_000  # a sparsity stands for the nearest multiple of 1 / _GRID
+HALF_STEP = 2**32 // (2 * _GRID) + 2  # half of that as a density; more for the rounding of a density
 
 
 def density_of(sparsity: ArrayLike) -> UInt32[Array, "..."]:
@@ -74,11 +75,12 @@ def count(n: int, density: UInt32[Array, "..."]) -> Wide:
 def count_up(n: int, density: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     """`ceil(n · density)` for a small static `n` (the m of an N:M run).
 
-    `density_of` rounds up by less than one in the last place, `n` times that is taken back first.
+    Half a step of the grid that sparsities lie on is taken off first, so that `1 - 1/3`, which is on no
+    grid, asks for one of three.
     """
     whole, rest = multiply(jnp.uint32(n), density)
-    up = whole + (rest > n).astype(jnp.uint32)
-    return jnp.where(density == FULL, jnp.uint32(n), jnp.minimum(up, n))
+    up = whole + (rest > n * HALF_STEP).astype(jnp.uint32)
+    return jnp.where(density == FULL, jnp.uint32(n), jnp.minimum(up, np.uint32(n)))
 
 
 def _power_of_two(exponent: UInt32[Array, "..."]) -> Wide:

@@ -31,3 +31,8 @@ def sort_key(scores: Shaped[Array, "*shape"]) -> UInt[Array, "*shape"]:
 def raised(dtype) -> Shaped[Array, ""]:
     """A key above that of every score."""
     return jnp.asarray(jnp.iinfo(dtype).max - 1, dtype)
+
+
+def in_float32(array: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
+    """The array in float32, or in its own precision if that is higher: for sums and products of scores."""
+    return array.astype(jnp.float32) if array.dtype.itemsize < 4 else array

@@ -71,7 +71,8 @@ def select(contest: Contest, k: Wide) -> Bool[Array, "..."]:
     """The groups with the largest scores that hold `k` weights together.
 
     Ties go to the lower flat index. Where groups hold several weights, as many are taken as come nearest
-    to `k`, the larger number of two. `k` is one value for all contests, or one for each.
+    to `k`, the larger number of two, and one at least unless `k` is 0. `k` is one value for all contests, or
+    one for each.
     """
     return select_many([contest], k)[0]
 
@@ -151,13 +152,17 @@ def _threshold(heat: Heat) -> Search:
 
 
 class _Tie(NamedTuple):
-    """The groups of one contest within a bracket, which hold `tied` weights, of which `need` are to be kept."""
+    """The groups of one contest within a bracket, which hold `tied` weights, of which `need` are to be kept.
+
+    - `alone`: nothing is kept above the bracket.
+    """
 
     contest: Contest
     low: Shaped[Array, "..."]
     high: Shaped[Array, "..."]
     tied: UInt32[Array, "..."]
     need: UInt32[Array, "..."]
+    alone: Bool[Array, "..."]
 
     def first(self, left: UInt32[Array, "..."], start: UInt32[Array, ""]) -> Bool[Array, "..."]:
         """Those of the tied groups that are not among the last `left` of the contest."""
@@ -169,10 +174,11 @@ class _Tie(NamedTuple):
 
 def _ties(heat: Heat, bracket: Bracket) -> list[_Tie]:
     tied = bracket.count_low - bracket.count_high
-    need = _shares(w.clipped_subtract(heat.k, w.total(bracket.count_high)), tied)
-    return [
-        _Tie(contest, bracket.low, bracket.high, t, n) for contest, t, n in zip(heat.contests, tied, need, strict=True)
-    ]
+    above = w.total(bracket.count_high)
+    need = _shares(w.clipped_subtract(heat.k, above), tied)
+    alone = w.equal(above, w.wide(0))
+    parts = zip(heat.contests, tied, need, strict=True)
+    return [_Tie(contest, bracket.low, bracket.high, t, n, alone) for contest, t, n in parts]
 
 
 def _tie_search(tie: _Tie) -> Search:
@@ -195,7 +201,8 @@ def _tie_search(tie: _Tie) -> Search:
 def _winners(tie: _Tie, found: Bracket) -> Bool[Array, "..."]:
     """The groups above the bracket, and the first of the tied ones that hold what is needed."""
     over, under = found.count_low[0] - tie.need, tie.need - found.count_high[0]
-    left = jnp.where(over <= under, found.low, found.high)
+    only = tie.alone & (found.count_high[0] == 0)  # the first group stays, however large
+    left = jnp.where((over <= under) | only, found.low, found.high)
     keys = tie.contest.keys()
     above = keys >= tie.contest.spread(tie.high).astype(keys.dtype)
     return above | tie.first(left, jnp.uint32(0))

@@ -107,13 +107,12 @@ class AbstractPooling(AbstractStructure):
     def budget(self, density: UInt32[Array, ""], core: tuple[int, ...]) -> Wide:
         """How many weights of one slice to keep: those of one group at least, unless the density is 0."""
         sizes = self.sizes(core)
-        if isinstance(sizes, np.ndarray):
-            k, least = count(math.prod(core), density), int(sizes.max())
+        if isinstance(sizes, np.ndarray):  # as near as can be, and `select` keeps one group of any size
+            k, least = count(math.prod(core), density), 1
         else:
             groups = count(math.prod(core) // sizes, density)
             k, least = Wide(groups.hi, groups.lo * jnp.uint32(sizes)), sizes
-        some = density > 0
-        return maximum(k, Wide(jnp.uint32(0), jnp.where(some, jnp.uint32(least), jnp.uint32(0))))
+        return maximum(k, Wide(jnp.uint32(0), jnp.where(density > 0, jnp.uint32(least), jnp.uint32(0))))
 
 
 def _shared_by_rows(budget: Wide, rows: tuple[int, ...]) -> Wide:

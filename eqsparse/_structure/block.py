@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Shaped, UInt32
 
+from .._check import integers
+from .._selection import in_float32
 from .base import AbstractPooling, Geometry, is_lot
 
 
@@ -35,7 +37,7 @@ class Block(AbstractPooling):
         - `pool`: A tile is worth the average or the maximum of its weights' scores.
         - `axes`: Axes of one layer's weight that the tiles span.
         """
-        shape, axes = tuple(int(b) for b in shape), tuple(int(a) for a in axes)
+        shape, axes = integers(shape, "Block(shape=...)"), integers(axes, "Block(axes=...)")
         if len(shape) != len(axes) or len(set(axes)) != len(axes):
             raise ValueError(
                 f"`Block(shape=..., axes=...)` must have one length for each of different axes. Got {shape}, {axes}."
@@ -52,14 +54,17 @@ class Block(AbstractPooling):
         stack = scores.ndim - len(core)
         if is_lot(scores):
             return scores[(slice(None),) * stack + tuple(slice(None, None, b) for b in tile)]
-        scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+        scores = in_float32(scores)
         if self.pool == "avg":
             total = jnp.sum(_tiled(scores, core, tile, 0), axis=_within(stack, len(core)))
             sizes = jnp.asarray(np.broadcast_to(self.sizes(core), total.shape[stack:]), total.dtype)
             return total / jnp.broadcast_to(sizes, total.shape)
-        # A NaN ranks below every number; it must not hide the others of its tile.
-        worth = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
-        return jnp.max(_tiled(worth, core, tile, -jnp.inf), axis=_within(stack, len(core)))
+        # A NaN ranks below every number: it must not hide the others of its tile.
+        tiled = _tiled(scores, core, tile, jnp.nan)
+        known = ~jnp.isnan(tiled)
+        within = _within(stack, len(core))
+        largest = jnp.max(jnp.where(known, tiled, -jnp.inf), axis=within)
+        return jnp.where(jnp.any(known, axis=within), largest, jnp.nan)
 
     def sizes(self, core: tuple[int, ...]) -> int | np.ndarray:
         tile = self._tile(len(core))
@@ -79,9 +84,10 @@ class Block(AbstractPooling):
         return geometry.core_rank
 
     def check(self, path: str, core: tuple[int, ...], density: UInt32[Array, ""] | None, geometry: Geometry) -> None:
-        if any(not -len(core) <= axis < len(core) for axis in self.axes):
-            where = f" at `{path}`" if path else ""
-            raise ValueError(f"`Block(axes=...)` must be axes of the weight. Got {self.axes} for shape {core}{where}.")
+        there = all(-len(core) <= axis < len(core) for axis in self.axes)
+        if not there or len({axis % len(core) for axis in self.axes}) < len(self.axes):
+            at = f"shape {core}" + (f" at `{path}`" if path else "")
+            raise ValueError(f"`Block(axes=...)` must be different axes of the weight. Got {self.axes} for {at}.")
 
     def _tile(self, rank: int) -> tuple[int, ...]:
         """Lengths of a tile along all axes of the core."""

@@ -6,6 +6,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Shaped, UInt32
 
+from .._check import integer
+from .._selection import in_float32
 from .base import AbstractPooling, Geometry, is_lot
 
 
@@ -23,13 +25,13 @@ class Channel(AbstractPooling):
 
         - `axis`: Axis of one layer's weight whose entries are the channels.
         """
-        self.axis = int(axis)
+        self.axis = integer(axis, "Channel(axis=...)")
 
     def pooled(self, scores: Shaped[Array, "..."], geometry: Geometry) -> Shaped[Array, "..."]:
         others = self._others(scores.ndim, geometry)
         if is_lot(scores):
             return scores[tuple(slice(0, 1) if a in others else slice(None) for a in range(scores.ndim))]
-        return jnp.mean(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)), axis=others, keepdims=True)
+        return jnp.mean(in_float32(scores), axis=others, keepdims=True)
 
     def sizes(self, core: tuple[int, ...]) -> int:
         size = 1

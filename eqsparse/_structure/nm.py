@@ -3,11 +3,12 @@
 from typing import final
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped, UInt32
 
-from .._check import known
-from .._selection import count_up, Pending, select_in_runs
+from .._check import integer, known
+from .._selection import count_up, FULL, HALF_STEP, Pending, select_in_runs
 from .base import AbstractStructure, Geometry
 
 
@@ -36,13 +37,17 @@ class NM(AbstractStructure):
         - `axis`: Axis of one layer's weight along which runs lie. By default the one that is summed over when
             the layer is called: the last of a Linear's, axis 1 of a Conv's; the last of a bare array.
         """
+        n, m = integer(n, "NM(n=...)"), integer(m, "NM(m=...)")
         if not 1 <= n <= m:
             raise ValueError(f"`NM(n, m)` must have 1 <= n <= m. Got n={n}, m={m}.")
-        self.n, self.m, self.axis = int(n), int(m), axis
+        self.n, self.m = n, m
+        self.axis = None if axis is None else integer(axis, "NM(axis=...)")
 
     def enter(self, scores: Shaped[Array, "..."], density: UInt32[Array, ""], geometry: Geometry) -> Pending:
         keep = count_up(self.m, density).clip(np.uint32(self.n), np.uint32(self.m))
         axis = scores.ndim + self._place(geometry)
+        if scores.shape[axis] % self.m:  # `check` lets only dense weights through
+            return Pending([], lambda _: jnp.ones_like(scores, bool))
         return Pending([], lambda _: select_in_runs(scores, self.m, axis, keep))
 
     def check(self, path: str, core: tuple[int, ...], density: UInt32[Array, ""] | None, geometry: Geometry) -> None:
@@ -50,22 +55,22 @@ class NM(AbstractStructure):
         if not core or not -len(core) <= axis < len(core):
             raise ValueError(f"`{self}` needs an axis {axis}. Got shape {core}{_at(path)}.")
         length = core[axis]
+        asked = int(density) if density is not None and known(density) else None
+        if asked == FULL:
+            return
         if length % self.m:
             raise ValueError(
                 f"`{self}` must divide the axis its runs lie on. Got length {length} of axis {axis} of shape "
                 f"{core}{_at(path)}."
             )
-        if density is not None and known(density) and self.m * int(density) < self.n << 32 and int(density) < FULL:
+        if asked is not None and self.m * (asked + HALF_STEP) < self.n << 32:
             raise ValueError(
                 f"`{self}` reaches a sparsity of {1 - self.n / self.m:g} at most. Got a target of "
-                f"{1 - int(density) / 2**32:g}{_at(path)}."
+                f"{1 - asked / 2**32:g}{_at(path)}."
             )
 
     def _place(self, geometry: Geometry) -> int:
         return geometry.place(geometry.contraction_axis if self.axis is None else self.axis)
-
-
-FULL = 0xFFFFFFFF
 
 
 def _at(path: str) -> str:
