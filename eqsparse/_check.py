@@ -11,6 +11,8 @@ from beartype.door import is_bearable
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike
 
+_LARGEST_INT32 = 2**31 - 1
+
 
 def known(value: Any) -> bool:
     """Whether the value of a number is known now (not inside a compiled or mapped function)."""
@@ -32,6 +34,8 @@ def whole(value: ArrayLike, argument: str, least: int) -> Array:
         raise ValueError(f"`{argument}` must be a whole number. Got {_shown(value)}.")
     if known(plain) and np.any(np.asarray(plain) < least):
         raise ValueError(f"`{argument}` must be at least {least}. Got {_shown(value)}.")
+    if known(plain) and np.any(np.asarray(plain) > _LARGEST_INT32):
+        raise ValueError(f"`{argument}` must be at most {_LARGEST_INT32} (an int32). Got {_shown(value)}.")
     return number(value, argument, jnp.int32)
 
 
@@ -66,6 +70,15 @@ def instance(value: Any, hint: Any, argument: str, rule: str) -> None:
     """That a value is of the type that the hint says."""
     if not is_bearable(value, hint):
         raise ValueError(f"`{argument}` must be {rule}. Got {_shown(value)}.")
+
+
+def random_key(value: Any, argument: str) -> None:
+    """That a value is a random key (or `None`)."""
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
+    raw = dtype == jnp.uint32 and shape in ((2,), (4,))
+    if not (value is None or typed or raw):
+        raise ValueError(f"`{argument}` must be a `jax.random.key`. Got {_shown(value)}.")
 
 
 def _is_real(value: Any) -> bool:

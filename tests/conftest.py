@@ -36,3 +36,10 @@ def mlp(getkey):
 @pytest.fixture
 def batch(getkey):
     return jax.random.normal(getkey(), (16, 8)), jnp.arange(16) % 4
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_functions():
+    """Compiled functions of one file serve no other, and take gigabytes together."""
+    yield
+    jax.clear_caches()

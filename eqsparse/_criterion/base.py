@@ -64,7 +64,10 @@ class AbstractCriterion(eqx.Module):
 
 def _by_path(tree: Any) -> dict[str, Array]:
     flat = isinstance(tree, Mapping) and all(eqx.is_array_like(leaf) for leaf in tree.values())
-    return {str(p): jnp.asarray(x) for p, x in tree.items()} if flat else weights_of(tree)
+    if not flat:
+        return weights_of(tree)
+    arrays = {str(path): jnp.asarray(x) for path, x in tree.items()}
+    return {path: x for path, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.inexact)}
 
 
 def _key_at(key: Array, path: str) -> Array:

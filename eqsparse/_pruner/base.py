@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Int32, PRNGKeyArray, PyTree
 
-from .._check import instance
+from .._check import instance, random_key
 from .._criterion import AbstractCriterion
 from .._distribution import AbstractDistribution, Uniform
 from .._mask import Mask, masked, on_mask
@@ -23,7 +23,6 @@ from .._sites import (
     masks_of,
     Pattern,
     PatternMap,
-    pick,
     read,
     Sites,
     weights_of,
@@ -94,14 +93,9 @@ class AbstractPruner(eqx.Module):
 
         **Raises:** `ValueError` for arguments of a wrong kind, or if a key is needed and missing.
         """
-        instance(
-            optim,
-            optax.GradientTransformation | None,
-            f"{type(self).__name__}(optim=...)",
-            "an Optax optimiser or `None`",
-        )
         instance(schedule, AbstractSchedule, f"{type(self).__name__}(schedule=...)", "a schedule")
-        self.optim = optim
+        random_key(key, f"{type(self).__name__}(key=...)")
+        self.optim = as_optim(optim, f"{type(self).__name__}(optim=...)")
         self.distribution = as_distribution(distribution)
         self.schedule = schedule
         self.structure = as_structures(structure)
@@ -130,7 +124,8 @@ class AbstractPruner(eqx.Module):
         model = write(model, {path: masked(sites[path].weight, mask) for path, mask in masks_of(sites).items()})
         optim = None if self.optim is None else self.optim.init(eqx.filter(model, eqx.is_inexact_array))
         witness = next(iter(sites.values())).weight
-        key = None if self.key is None else own_key(self.key, witness)
+        # A copy: donating the state must not delete the pruner's own key.
+        key = None if self.key is None else jnp.copy(own_key(self.key, witness))
         return own_buffers((model, PrunerState(jnp.zeros((), jnp.int32), optim, key, frozen_sites(sites))))
 
     def step(self, model: PyTree, grads: PyTree, state: PrunerState, **extra: Any) -> tuple[PyTree, PrunerState]:
@@ -237,14 +232,16 @@ class AbstractPruner(eqx.Module):
         return plan(sites, self.distribution, self.structure, self.where)
 
     def _sparsified(self, model: PyTree) -> PyTree:
-        """The model itself if it has masks, else with masks for the weights that are picked."""
-        if is_sparsified(model):
-            return model
-        sites = read(model)
-        if self.where is None or not sites:
-            return sparsify(model, packed=self.packed)
-        picked = pick(self.where, {path: site.weight for path, site in sites.items()}) | set(self._plan(sites).sites)
-        return sparsify(model, lambda path, _: path in picked, packed=self.packed)
+        return model if is_sparsified(model) else sparsify(model, packed=self.packed)
+
+
+def as_optim(value: Any, argument: str) -> optax.GradientTransformation | None:
+    """An Optax optimiser; also what has `init` and `update` without being one, as `optax.MultiSteps` does."""
+    if value is None or isinstance(value, optax.GradientTransformation):
+        return value
+    if callable(getattr(value, "init", None)) and callable(getattr(value, "update", None)):
+        return optax.GradientTransformationExtraArgs(value.init, value.update)
+    raise ValueError(f"`{argument}` must be an Optax optimiser or `None`. Got {value!r}.")
 
 
 def as_distribution(value: AbstractDistribution | ArrayLike) -> AbstractDistribution:

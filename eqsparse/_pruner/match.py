@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 def like_parameters(grads: PyTree, parameters: PyTree) -> PyTree:
     """The gradients in the tree of the parameters; raises if they are of another model."""
     want = {path: leaf.shape for path, leaf in leaves_by_path(parameters)}
-    found = {path: leaf for path, leaf in leaves_by_path(grads) if hasattr(leaf, "shape") and path in want}
-    got = {path: leaf.shape for path, leaf in leaves_by_path(grads) if hasattr(leaf, "shape")}
+    found = {path: leaf for path, leaf in leaves_by_path(grads) if eqx.is_inexact_array(leaf)}
+    got = {path: leaf.shape for path, leaf in found.items()}
     if want != got:
         path = next(p for p in {**want, **got} if want.get(p) != got.get(p))
         raise ValueError(

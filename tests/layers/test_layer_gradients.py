@@ -196,5 +196,7 @@ def test_a_gradient_that_is_infinite_where_dropped_stays_there():
     """The derivative passes the cotangent on as it is; nothing of it leaks into kept weights."""
     layer, _, mask = linear()
     c = np.where(mask, 1.0, np.inf).astype(np.float32)
-    g = jax.vjp(lambda w: eqx.tree_at(lambda m: m.weight, layer, w).effective("weight"), layer.weight)[1](jnp.asarray(c))
+    g = jax.vjp(lambda w: eqx.tree_at(lambda m: m.weight, layer, w).effective("weight"), layer.weight)[1](
+        jnp.asarray(c)
+    )
     np.testing.assert_array_equal(g[0], c)

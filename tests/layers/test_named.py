@@ -120,7 +120,9 @@ def test_inference_mode_reaches_the_module():
 
 def test_core_rank_is_recorded_when_it_wraps():
     """Axes that come before it later are a stack."""
-    stack = eqx.filter_vmap(lambda key: eqsparse.Masked(Attention(), "wq", "scale"))(jax.random.split(jax.random.key(0), 3))
+    stack = eqx.filter_vmap(lambda key: eqsparse.Masked(Attention(), "wq", "scale"))(
+        jax.random.split(jax.random.key(0), 3)
+    )
     assert stack.wq.shape == (3, 4, 6)
     assert (stack.core_rank("wq"), stack.core_rank("scale")) == (2, 1)
 

@@ -59,7 +59,7 @@ def test_short_runs_and_long_ones(m, axis, dtype):
 def test_equal_scores_go_by_index(m):
     """PREDECESSOR row 2: the first of each run, as in every other structure."""
     for value in (0.0, np.nan, -np.inf):
-        found = np.asarray(select_in_runs(jnp.full((3, 2 * m), value), m, 1, jnp.uint32(3)))
+        found = np.asarray(chooser(m, 1)(jnp.full((3, 2 * m), value), jnp.uint32(3)))
         np.testing.assert_array_equal(found, np.broadcast_to(np.arange(2 * m) % m < 3, (3, 2 * m)))
 
 
@@ -73,7 +73,7 @@ def test_nans_are_not_kept_while_numbers_are_left():
 @pytest.mark.parametrize("m", [4, 40])
 def test_lots(m):
     lots = np.random.default_rng(0).integers(0, 2**32 - 3, (5, m), np.uint64).astype(np.uint32)
-    found = select_in_runs(jnp.asarray(lots), m, 1, jnp.uint32(3))
+    found = chooser(m, 1)(jnp.asarray(lots), jnp.uint32(3))
     np.testing.assert_array_equal(np.asarray(found), by_run(lots, m, 1, 3))
 
 

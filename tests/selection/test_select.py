@@ -56,10 +56,10 @@ def largest(scores, k):
 
 
 def nearest_prefix(sizes, k):
-    """How many groups, taken in order, hold a number of weights nearest to `k` (the larger of two)."""
+    """How many groups, in order, hold a number of weights nearest to `k`: the larger of two, one unless `k` is 0."""
     held = np.concatenate([[0], np.cumsum(np.asarray(sizes, np.int64))])
     off = np.abs(held - k)
-    return int(np.flatnonzero(off == off.min())[-1])
+    return max(int(np.flatnonzero(off == off.min())[-1]), int(k > 0))
 
 
 def split(flat, shapes):
@@ -153,7 +153,7 @@ def test_empty_arrays(devices, shape):
 def test_more_than_there_are_is_all(devices, k):
     scores = jnp.asarray(np.random.default_rng(0).standard_normal(N))
     scores = scores.at[3].set(jnp.nan)
-    assert np.asarray(select(Contest(scores, 1), wide(k))).all()
+    assert np.asarray(jax.jit(lambda s: select(Contest(s, 1), wide(k)))(scores)).all()
 
 
 @pytest.mark.parametrize("k", [0, 1, 20, N])
@@ -239,11 +239,11 @@ def test_no_sort_no_gather(devices):
 
 @pytest.mark.parametrize("size", [1, 4, 6])
 def test_groups_of_one_size(devices, size):
-    """As many groups as come nearest to k weights, the larger number of two."""
+    """As many groups as come nearest to k weights: the larger number of two, one at least unless k is 0."""
     scores = np.random.default_rng(3).integers(0, 5, 17).astype(np.float32)
     one = jax.jit(lambda s, k: select(Contest(s, 1, size), limbs(k)))
     for k in range(17 * size + 2):
-        expected = largest(scores, min(int(k / size + 0.5), 17))
+        expected = largest(scores, min(max(int(k / size + 0.5), int(k > 0)), 17))
         np.testing.assert_array_equal(np.asarray(one(scores, jnp.uint32(k))), expected)
 
 
@@ -272,8 +272,9 @@ def test_seeded_groups_come_first(devices):
     scores = jnp.asarray([1.0, jnp.inf, 3.0, jnp.nan, 5.0])
     seeded = jnp.asarray([False, False, True, True, False])
     expected = [[], [2], [2, 3], [1, 2, 3], [1, 2, 3, 4], [0, 1, 2, 3, 4]]
+    one = jax.jit(lambda k: select(Contest(scores, 1, seeded=seeded), limbs(k)))
     for k, kept in enumerate(expected):
-        found = np.asarray(select(Contest(scores, 1, seeded=seeded), wide(k)))
+        found = np.asarray(one(jnp.uint32(k)))
         np.testing.assert_array_equal(np.flatnonzero(found), kept)
 
 
@@ -347,6 +348,21 @@ def test_many_arrays_of_float32_and_float64_together(devices):
             expected = split(largest(np.concatenate([np.float64(a) for a in arrays]), 3), [(3,), (3,)])
             for one, other in zip(found, expected, strict=True):
                 np.testing.assert_array_equal(np.asarray(one), other)
+
+
+def test_the_one_group_that_stays_is_one_of_all_arrays(devices):
+    """Of equal groups in two arrays: 16 of 17 weights are nearer than 32."""
+    arrays = [jnp.ones(1), jnp.ones(1)]
+    together = jax.jit(lambda k: select_many([Contest(a, 1, 16) for a in arrays], limbs(k)))
+    kept = lambda k: [bool(f[0]) for f in together(jnp.uint32(k))]
+    assert [kept(k) for k in (0, 1, 16, 17, 24, 32)] == [
+        [False, False],
+        [True, False],
+        [True, False],
+        [True, False],
+        [True, True],
+        [True, True],
+    ]
 
 
 # Selections side by side.

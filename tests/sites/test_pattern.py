@@ -6,9 +6,16 @@ import jax.numpy as jnp
 import pytest
 
 import eqsparse
-from eqsparse._sites import as_patterns, pick, PatternMap
+from eqsparse._sites import as_patterns, PatternMap, pick
 
-PATHS = ["encoder.0.weight", "encoder.1.weight", "encoder.10.weight", "decoder.weight_hh", "decoder.weight_ih", "head.weight"]
+PATHS = [
+    "encoder.0.weight",
+    "encoder.1.weight",
+    "encoder.10.weight",
+    "decoder.weight_hh",
+    "decoder.weight_ih",
+    "head.weight",
+]
 ARRAYS = {path: jnp.zeros((i + 1, 2)) for i, path in enumerate(PATHS)}
 TREE = {"encoder": [jnp.ones((4, 4)), jnp.ones((4, 8))], "head": {"kernel": jnp.ones((2, 4)), "bias": jnp.ones(4)}}
 
@@ -111,7 +118,10 @@ def test_a_pattern_behind_another_still_has_to_match():
         (None, {"encoder.0": 0.5, "encoder.1": 0.5, "head.kernel": 0.5}),
         ({"encoder.*": 0.25}, {"encoder.0": 0.25, "encoder.1": 0.25, "head.kernel": 0.5}),
         ({"head.kernel": None}, {"encoder.0": 0.5, "encoder.1": 0.5, "head.kernel": None}),
-        ({re.compile("1$"): 0.75, "*": 0.0}, {"encoder.0": 0.0, "encoder.1": 0.75, "head.kernel": 0.0, "head.bias": 0.0}),
+        (
+            {re.compile("1$"): 0.75, "*": 0.0},
+            {"encoder.0": 0.0, "encoder.1": 0.75, "head.kernel": 0.0, "head.bias": 0.0},
+        ),
         ({lambda path, array: array.shape == (2, 4): 1.0}, {"encoder.0": 0.5, "encoder.1": 0.5, "head.kernel": 1.0}),
     ],
 )

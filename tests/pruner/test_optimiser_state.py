@@ -1,0 +1,256 @@
+"""Any Optax optimiser: weights exactly zero where they are dropped, so is its state, and nothing retraces."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import eqsparse
+
+KEY = jax.random.key(0)
+HALF = lambda params: jax.tree.map(lambda x: x.ndim == 2, params)
+LABELS = lambda params: jax.tree.map(lambda x: "matrices" if x.ndim == 2 else "rest", params)
+
+OPTIMISERS = {
+    "sgd": optax.sgd(0.1),
+    "momentum": optax.sgd(0.1, momentum=0.9, nesterov=True),
+    "adam": optax.adam(0.01),
+    "adamw": optax.adamw(0.01, weight_decay=0.1),
+    "lion": optax.lion(0.01, weight_decay=0.1),
+    "rmsprop": optax.rmsprop(0.01, momentum=0.9, centered=True),
+    "adagrad": optax.adagrad(0.1),
+    "adafactor, factored": optax.adafactor(0.01, min_dim_size_to_factor=4),
+    "lamb": optax.lamb(0.01),
+    "adan": optax.adan(0.01),
+    "rprop": optax.rprop(0.01),
+    "muon": optax.contrib.muon(0.01),
+    "schedule-free": optax.contrib.schedule_free_adamw(0.01),
+    "clipped": optax.chain(optax.clip_by_global_norm(0.5), optax.adam(0.01)),
+    "accumulated": optax.MultiSteps(optax.adam(0.01), 3),
+    "injected": optax.inject_hyperparams(optax.adamw)(learning_rate=0.01, weight_decay=0.1),
+    "injected schedule": optax.inject_hyperparams(optax.adam)(learning_rate=optax.cosine_decay_schedule(0.1, 10)),
+    "masked": optax.masked(optax.adam(0.01), HALF),
+    "partition": optax.partition({"matrices": optax.adam(0.01), "rest": optax.sgd(0.1, momentum=0.9)}, LABELS),
+    "finite only": optax.apply_if_finite(optax.adam(0.01), 3),
+    "polyak": optax.chain(optax.polyak_sgd(), optax.trace(0.9)),  # takes `value`
+    "plateau": optax.chain(optax.adam(0.01), optax.contrib.reduce_on_plateau(patience=2)),  # takes `value`
+}
+TAKE_VALUE = ("polyak", "plateau")
+
+
+def counting(optim):
+    """The optimiser, and a list that grows each time its update is traced."""
+    traced = []
+
+    def update(grads, state, params=None, **extra):
+        traced.append(1)
+        return optax.with_extra_args_support(optim).update(grads, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(optim.init, update), traced
+
+
+def model_of(dtype=jnp.float32):
+    return [eqx.nn.Linear(8, 8, dtype=dtype, key=KEY), eqx.nn.Linear(8, 4, dtype=dtype, key=jax.random.key(1))]
+
+
+def random_like(tree, seed):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), eqx.filter(tree, eqx.is_inexact_array)
+    )
+
+
+def behind(array, mask):
+    return np.asarray(array, np.float32)[~np.asarray(mask)]
+
+
+def of_parameter(state, name, shape):
+    """Leaves of that shape at the places in the state that end like the parameter's path, `[0].layer.weight` say."""
+    found = jax.tree_util.tree_flatten_with_path(state)[0]
+    return [x for path, x in found if jax.tree_util.keystr(path).endswith(name) and np.shape(x) == shape]
+
+
+HOW_MANY = {"sgd": 0, "momentum": 1, "adam": 2, "lion": 1, "lamb": 2, "accumulated": 3, "masked": 2, "partition": 2}
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_optimisers(name):
+    """PREDECESSOR rows 16, 18 and 19: crashes with all but SGD and Adam; moments stay alive at pruned positions;
+    optimisers whose update takes extra arguments crash."""
+    optim, traced = counting(OPTIMISERS[name])
+    pruner = eqsparse.MagnitudePruning(
+        optim, distribution=0.5, structure=eqsparse.NM(2, 4), schedule=eqsparse.Polynomial(1, 5, 2, power=1)
+    )
+    model, state = pruner.init(model_of())
+    extra = {"value": jnp.asarray(1.0)} if name in TAKE_VALUE else {}
+    for step in range(8):
+        model, state = pruner.step(model, random_like(model, step), state, **extra)
+        for i, mask in enumerate(eqsparse.get_masks(model).values()):
+            assert not behind(model[i].weight, mask).any()
+            leaves = of_parameter(state.optim, f"[{i}].layer.weight", mask.shape)
+            assert len(leaves) == HOW_MANY.get(name, len(leaves))
+            assert not any(behind(leaf, mask).any() for leaf in leaves)
+    assert [int(mask.sum()) for mask in eqsparse.get_masks(model).values()] == [32, 16]
+    assert all(np.asarray(x).all() for i in range(2) for x in (model[i].bias,))
+    assert len(traced) == 1
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor, factored", "injected", "accumulated"])
+def test_bfloat16(name):
+    optim, traced = counting(OPTIMISERS[name])
+    pruner = eqsparse.MagnitudePruning(
+        optim, distribution=0.5, structure=eqsparse.NM(2, 4), schedule=eqsparse.OneShot(1)
+    )
+    model, state = pruner.init(model_of(jnp.bfloat16))
+    for step in range(3):
+        model, state = pruner.step(model, random_like(model, step), state)
+    for i, mask in enumerate(eqsparse.get_masks(model).values()):
+        assert model[i].weight.dtype == jnp.bfloat16
+        assert not behind(model[i].weight, mask).any()
+        assert not any(behind(x, mask).any() for x in of_parameter(state.optim, f"[{i}].layer.weight", mask.shape))
+    assert len(traced) == 1
+
+
+@pytest.mark.parametrize(
+    "optim", [optax.adafactor(0.01), optax.chain(optax.add_noise(0.1, 0.5, 0), optax.trace(0.9), optax.scale(-0.1))],
+    ids=["adafactor, whole", "noise before momentum"],
+)  # fmt: skip
+def test_state_that_the_optimiser_itself_fills_behind_the_mask_is_zeroed_before_it_is_used(optim):
+    """Rule 9: state is masked before the update. What a transform adds of its own within it (1e-30, noise) does not
+    gather: it is gone before the next, and never reaches a weight."""
+    pruner = eqsparse.MagnitudePruning(
+        optim, distribution=0.5, structure=eqsparse.NM(2, 4), schedule=eqsparse.OneShot(0)
+    )
+    model, state = pruner.init(model_of())
+    sizes = []
+    for step in range(40):
+        model, state = pruner.step(model, random_like(model, step), state)
+        for i, mask in enumerate(eqsparse.get_masks(model).values()):
+            assert not behind(model[i].weight, mask).any()
+            sizes += [
+                np.abs(behind(x, mask)).max() for x in of_parameter(state.optim, f"[{i}].layer.weight", mask.shape)
+            ]
+    assert max(sizes) < 4  # noise of one step, standard deviation 0.7 at most; not of ten
+
+
+def test_clipping_sees_the_pulled_back_gradient():
+    """Dense gradients inflate the norm: the one that is clipped is that of kept weights and biases."""
+    mask = np.zeros((4, 8), bool)
+    mask[:, :2] = True
+    model = [eqsparse.MaskedLinear.from_layer(eqx.nn.Linear(8, 4, key=KEY), mask)]
+    pruner = eqsparse.NoPruning(optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0)))
+    model, state = pruner.init(model)
+    g = random_like(model, 0)
+    new, _ = pruner.step(model, g, state)
+    gw, gb = np.where(mask, g[0].weight, 0), np.asarray(g[0].bias)
+    scale = 1 / np.sqrt((gw**2).sum() + (gb**2).sum())
+    np.testing.assert_allclose(new[0].weight, np.where(mask, model[0].weight - gw * scale, 0), atol=1e-6)
+    np.testing.assert_allclose(new[0].bias, model[0].bias - gb * scale, atol=1e-6)
+
+
+def test_layers_of_one_shape_do_not_take_each_others_masks():
+    """State is matched by path and shape: two layers of the same shape, one within the other's name."""
+
+    class Net(eqx.Module):
+        layer: eqx.nn.Linear
+        inner: list
+
+    net = Net(eqx.nn.Linear(8, 8, key=KEY), [{"layer": eqx.nn.Linear(8, 8, key=jax.random.key(1))}])
+    pruner = eqsparse.MagnitudePruning(
+        optax.adam(0.1), distribution=0.5, structure=eqsparse.NM(2, 4), schedule=eqsparse.OneShot(0)
+    )
+    model, state = pruner.init(net)
+    model, state = pruner.step(model, random_like(model, 0), state)
+    masks = eqsparse.get_masks(model)
+    assert not np.array_equal(masks["layer.weight"], masks["inner.0.layer.weight"])
+    for moments in (state.optim[0].mu, state.optim[0].nu):
+        np.testing.assert_array_equal(np.asarray(moments.layer.weight) != 0, masks["layer.weight"])
+        np.testing.assert_array_equal(np.asarray(moments.inner[0]["layer"].weight) != 0, masks["inner.0.layer.weight"])
+
+
+def test_a_module_named_like_a_part_of_the_optimisers_state():
+    """A model may have fields called `mu` and `nu` (a variational autoencoder does), as Adam's state has."""
+
+    class Variational(eqx.Module):
+        layer: eqx.nn.Linear
+        mu: dict
+
+    net = Variational(eqx.nn.Linear(8, 8, key=KEY), {"layer": eqx.nn.Linear(8, 8, key=jax.random.key(1))})
+    pruner = eqsparse.MagnitudePruning(
+        optax.adam(0.1), distribution=0.5, structure=eqsparse.NM(2, 4), schedule=eqsparse.OneShot(1)
+    )
+    model, state = pruner.init(net)
+    for step in range(3):
+        model, state = pruner.step(model, random_like(model, step), state)
+    masks = eqsparse.get_masks(model)
+    for moments in (state.optim[0].mu, state.optim[0].nu):
+        np.testing.assert_array_equal(np.asarray(moments.layer.weight) != 0, masks["layer.weight"])
+        np.testing.assert_array_equal(np.asarray(moments.mu["layer"].weight) != 0, masks["mu.layer.weight"])
+    # Moments of kept weights are those of a dense run: β₁ and β₂ averages over three steps.
+    gs = [np.asarray(random_like(model, step).layer.weight) for step in range(3)]
+    want = 0.1 * (0.81 * gs[0] + 0.9 * gs[1] + gs[2])
+    kept = np.asarray(masks["layer.weight"])
+    np.testing.assert_allclose(np.asarray(state.optim[0].mu.layer.weight)[kept], want[kept], rtol=1e-4)
+
+
+def test_stateful_parameters_of_equal_shape_are_left_alone():
+    """A bias or a raw parameter of a site's shape is no site: its moments stay."""
+
+    class Net(eqx.Module):
+        linear: eqx.nn.Linear
+        table: jax.Array
+
+    net = Net(eqx.nn.Linear(8, 8, key=KEY), jnp.ones((8, 8)))
+    pruner = eqsparse.MagnitudePruning(
+        optax.adam(0.1), distribution=0.5, structure=eqsparse.NM(2, 4), schedule=eqsparse.OneShot(0)
+    )
+    model, state = pruner.init(net)
+    g = random_like(model, 0)
+    model, state = pruner.step(model, g, state)
+    np.testing.assert_allclose(state.optim[0].mu.table, 0.1 * np.asarray(g.table), rtol=1e-5)
+    np.testing.assert_allclose(state.optim[0].mu.linear.bias, 0.1 * np.asarray(g.linear.bias), rtol=1e-5)
+
+
+def test_micro_steps_count():
+    """`state.step` counts calls; with `MultiSteps` inside these are micro-steps."""
+    optim = optax.MultiSteps(optax.sgd(1.0), 2).gradient_transformation()
+    pruner = eqsparse.MagnitudePruning(
+        optim, distribution=0.5, structure=eqsparse.NM(2, 4), schedule=eqsparse.OneShot(2)
+    )
+    model, state = pruner.init(model_of())
+    biases = [np.asarray(model[0].bias)]
+    g = random_like(model, 0)
+    for _ in range(4):
+        model, state = pruner.step(model, g, state)
+        biases.append(np.asarray(model[0].bias))
+        kept = int(eqsparse.get_masks(model)["0.weight"].sum())
+        assert kept == (64 if int(state.step) <= 2 else 32)
+    assert int(state.step) == 4
+    for after, updates in ((1, 0), (2, 1), (3, 1), (4, 2)):
+        np.testing.assert_allclose(biases[after], biases[0] - updates * np.asarray(g[0].bias), atol=1e-6)
+
+
+def test_multi_steps_as_optax_makes_it():
+    """`optax.MultiSteps(...)` has `init` and `update` and is no named tuple; Optax's own loops take it as it is."""
+    pruner = eqsparse.MagnitudePruning(
+        optax.MultiSteps(optax.sgd(1.0), 2), distribution=0.5, structure=eqsparse.NM(2, 4)
+    )
+    model, state = pruner.init(model_of())
+    for _ in range(2):
+        model, state = pruner.step(model, random_like(model, 0), state)
+    np.testing.assert_allclose(model[0].bias, model_of()[0].bias - random_like(model, 0)[0].bias, atol=1e-6)
+
+
+def test_nan_gradients_behind_the_mask_do_no_harm():
+    """Pulled back by selection: a non-finite gradient of a dropped weight reaches neither weight nor state."""
+    mask = np.random.default_rng(0).random((4, 8)) < 0.5
+    model = [eqsparse.MaskedLinear.from_layer(eqx.nn.Linear(8, 4, key=KEY), mask)]
+    pruner = eqsparse.NoPruning(optax.apply_if_finite(optax.adam(0.1), 3))
+    model, state = pruner.init(model)
+    g = random_like(model, 0)
+    bad = eqx.tree_at(lambda m: m[0].weight, g, jnp.where(jnp.asarray(mask), g[0].weight, jnp.nan))
+    with_nan, state_nan = pruner.step(model, bad, state)
+    without, state_without = pruner.step(model, g, state)
+    assert eqx.tree_equal(with_nan, without) and eqx.tree_equal(state_nan, state_without)
