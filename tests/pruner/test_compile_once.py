@@ -36,8 +36,10 @@ def kept(model):
     return [int(mask.sum()) for mask in eqsparse.get_masks(model).values()]
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["bool", "packed"])
-@pytest.mark.parametrize("pruner_type", ["magnitude", "random", "global saliency", "no pruning"])
+@pytest.mark.parametrize(
+    "pruner_type, packed",
+    [("magnitude", False), ("magnitude", True), ("random", True), ("global saliency", False), ("no pruning", False)],
+)
 def test_once_through_updates_and_between(pruner_type, packed):
     optim, traced = counting(optax.adam(0.1))
     common = {"schedule": eqsparse.Polynomial(1, 4, 2), "packed": packed}
