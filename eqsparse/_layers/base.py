@@ -57,6 +57,8 @@ class AbstractMasked(eqx.Module):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         layer = self.layer
         stored = isinstance(layer, eqx.Module) and any(f.name == name for f in dataclasses.fields(layer))
+        if not stored and not hasattr(type(layer), name):
+            raise AttributeError(f"{type(layer).__name__!r} object has no attribute {name!r}")
         return getattr(layer if stored else self.materialise(), name)
 
 

@@ -42,6 +42,5 @@ def _last(scores: Shaped[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Shape
     """Scores with removed weights below all that are left, also below those of unknown (NaN) worth."""
     if jnp.issubdtype(scores.dtype, jnp.unsignedinteger):
         return jnp.where(mask, jnp.maximum(scores, 1), 0)
-    # Not -inf: with an inf in its group it would make another NaN.
-    known = jnp.where(jnp.isnan(scores), jnp.finfo(scores.dtype).min, scores)
+    known = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
     return jnp.where(mask, known, jnp.nan)
