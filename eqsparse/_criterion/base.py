@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from .._sites import weights_of
 
@@ -28,11 +28,23 @@ class AbstractCriterion(eqx.Module):
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
-    """Names of the inputs that `score` takes: `"grads"`, `"key"`, or what a pruner's caller passes."""
+    """Names of the inputs that `score` takes: `"grads"`, `"key"`, `"memory"`, or what a pruner's caller passes."""
+
+    optimiser_field: ClassVar[str | None] = None
+    """Field of an optimiser's state (`"nu"`, say) that serves as the memory where the optimiser has it."""
 
     @abc.abstractmethod
     def score(self, weight: Shaped[Array, "*shape"], **inputs: Any) -> Shaped[Array, "*shape"]:
         """Scores of one array of weights (a stack of layers included), from its own part of the inputs."""
+
+    def remember(
+        self, memory: Float[Array, "*shape"] | None, weight: Shaped[Array, "*shape"], grads: Shaped[Array, "*shape"]
+    ) -> Float[Array, "*shape"]:
+        """The memory of one array after another step (`None` before the first), for criteria that need `"memory"`.
+
+        A pruner keeps it in its state, in float32 at least, from zeros on.
+        """
+        raise TypeError(f"{type(self).__name__} needs `memory`, so it must define `remember`.")
 
     def scores(
         self, weights: Any, *, grads: Any = None, key: Any = None, **inputs: Any
@@ -44,16 +56,21 @@ class AbstractCriterion(eqx.Module):
         - `weights`: Path → array, or a model or PyTree.
         - `grads`: Gradients with respect to the effective weights, as `weights` is.
         - `key`: A key, from which each path draws its own.
-        - `**inputs`: Other inputs a criterion may need, each path → array.
+        - `**inputs`: Other inputs a criterion may need, each path → array. A `memory` that is not given is made of
+            this one `grads`.
 
         **Raises:** `ValueError` if an input that the criterion needs is missing.
         """
         arrays = _by_path(weights)
         given = {"grads": grads, "key": key, **inputs}
+        if "memory" in self.needs and given.get("memory") is None and grads is not None:
+            found = _by_path(grads)
+            given["memory"] = {p: self.remember(None, w, _at(found, p, w, "grads")) for p, w in arrays.items()}
         for name in self.needs:
             if given.get(name) is None:
+                wanted = "grads" if name == "memory" else name
                 raise ValueError(
-                    f"`{name}` must be given: the criterion {type(self).__name__} needs {list(self.needs)}. Got None."
+                    f"`{wanted}` must be given: the criterion {type(self).__name__} needs {list(self.needs)}. Got None."
                 )
         by_path = {name: given[name] if name == "key" else _by_path(given[name]) for name in self.needs}
         return {path: self.score(w, **self._inputs(path, w, by_path)) for path, w in arrays.items()}

@@ -65,3 +65,19 @@ class GradientMagnitude(AbstractCriterion):
 
     def score(self, weight: Inexact[Array, "*shape"], *, grads: Inexact[Array, "*shape"]) -> Real[Array, "*shape"]:
         return jnp.abs(in_float32(grads))
+
+
+@final
+class Flow(AbstractCriterion):
+    """`w · (H g)`: removing a weight of low worth raises the norm of the gradient. `grads` is `H g`.
+
+    ??? cite
+
+        [Picking Winning Tickets Before Training by Preserving Gradient Flow](https://arxiv.org/abs/2002.07376),
+        equation (8), of the opposite sign: the paper removes the highest `-w · (H g)`
+    """
+
+    needs = ("grads",)
+
+    def score(self, weight: Inexact[Array, "*shape"], *, grads: Inexact[Array, "*shape"]) -> Real[Array, "*shape"]:
+        return in_float32(weight) * in_float32(grads)

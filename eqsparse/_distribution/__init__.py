@@ -3,4 +3,4 @@
 from .base import AbstractDistribution as AbstractDistribution
 from .budget import AbstractBudget as AbstractBudget, SharedBudget as SharedBudget, SiteBudget as SiteBudget
 from .by_site import ERK as ERK, PerPath as PerPath, Uniform as Uniform
-from .shared import Global as Global
+from .shared import Global as Global, LAMP as LAMP

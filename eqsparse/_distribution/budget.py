@@ -1,19 +1,32 @@
 """Budgets: who shares how many weights, and who of them is chosen."""
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import final
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped, UInt32
 
-from .._selection import Contest, count, Heat, in_float32, Pending, with_floor
+from .._selection import (
+    Contest,
+    count,
+    Heat,
+    in_float32,
+    Pending,
+    share,
+    subtract,
+    total,
+    Wide,
+    with_floor,
+)
 from .._sites import Site, Sites
 from .._structure import AbstractPooling, AbstractStructure, Geometry
 from .._structure.base import is_lot
 
 Structures = Mapping[str, AbstractStructure]
+Masks = Mapping[str, Bool[Array, "..."]]
+Normaliser = Callable[[Float[Array, "..."], int], Float[Array, "..."]]
 
 
 def geometry_of(site: Site) -> Geometry:
@@ -28,9 +41,22 @@ class AbstractBudget(eqx.Module):
 
     @abc.abstractmethod
     def enter(
-        self, scores: Mapping[str, Array], sites: Sites, structures: Structures, density: UInt32[Array, ""]
+        self,
+        scores: Mapping[str, Array],
+        sites: Sites,
+        structures: Structures,
+        density: UInt32[Array, ""],
+        kept: Masks | None = None,
     ) -> Pending:
-        """What is to be selected at the given density (on the way to `self.density`); finishes as masks by path."""
+        """What is to be selected at the given density (on the way to `self.density`); finishes as masks by path.
+        Weights that are `kept` are placed above all others."""
+
+    @abc.abstractmethod
+    def survive(
+        self, scores: Mapping[str, Array], masks: Masks, sites: Sites, structures: Structures, drop: UInt32[Array, ""]
+    ) -> Pending:
+        """What is to be selected of the weights that are there so that the share `drop` of them goes (scores rank
+        them above all others); finishes as masks by path."""
 
     @abc.abstractmethod
     def check(self, sites: Sites, structures: Structures) -> None:
@@ -48,11 +74,25 @@ class SiteBudget(AbstractBudget):
         self.paths, self.density = (path,), density
 
     def enter(
-        self, scores: Mapping[str, Array], sites: Sites, structures: Structures, density: UInt32[Array, ""]
+        self,
+        scores: Mapping[str, Array],
+        sites: Sites,
+        structures: Structures,
+        density: UInt32[Array, ""],
+        kept: Masks | None = None,
     ) -> Pending:
         (path,) = self.paths
-        entry = structures[path].enter(scores[path], density, geometry_of(sites[path]))
+        seeds = None if kept is None else kept[path]
+        entry = structures[path].enter(scores[path], density, geometry_of(sites[path]), seeds)
         return Pending(entry.heats, lambda winners: {path: entry.finish(winners)})
+
+    def survive(
+        self, scores: Mapping[str, Array], masks: Masks, sites: Sites, structures: Structures, drop: UInt32[Array, ""]
+    ) -> Pending:
+        (path,) = self.paths
+        there = _counted(masks[path], sites[path].core_rank)
+        heat = Heat([_contest(scores, sites, structures, path)], subtract(there, share(there, drop)))
+        return Pending([heat], lambda winners: _spread(winners[0], sites, structures, self.paths))
 
     def check(self, sites: Sites, structures: Structures) -> None:
         (path,) = self.paths
@@ -63,35 +103,47 @@ class SiteBudget(AbstractBudget):
 class SharedBudget(AbstractBudget):
     """One budget for all weights of several sites.
 
-    - `normalise`: divide the scores of each layer by their L2 norm first.
+    - `normaliser`: makes the scores of different layers comparable.
     - `floor`: how many weights each layer keeps at least (whole groups, where a group holds more).
     """
 
     paths: tuple[str, ...] = eqx.field(static=True)
     density: UInt32[Array, ""]
-    normalise: bool = eqx.field(static=True)
+    normaliser: Normaliser = eqx.field(static=True)
     floor: int = eqx.field(static=True)
 
     def enter(
-        self, scores: Mapping[str, Array], sites: Sites, structures: Structures, density: UInt32[Array, ""]
+        self,
+        scores: Mapping[str, Array],
+        sites: Sites,
+        structures: Structures,
+        density: UInt32[Array, ""],
+        kept: Masks | None = None,
     ) -> Pending:
-        contests = [self._contest(scores[path], sites[path], _pooling(structures, path)) for path in self.paths]
+        contests = self._contests(scores, sites, structures, kept)
         ranks = [sites[path].core_rank for path in self.paths]
         k = count(sum(sites[path].weight.size for path in self.paths), density)
         floor = jnp.where(density > 0, jnp.uint32(self.floor), jnp.uint32(0))
 
         def finish(winners: list[list[Bool[Array, "..."]]]) -> dict[str, Bool[Array, "..."]]:
-            groups = dict(zip(self.paths, with_floor(winners[0], contests, k, floor, ranks), strict=True))
-            return {
-                path: _pooling(structures, path).spread(g, sites[path].weight.shape, geometry_of(sites[path]))
-                for path, g in groups.items()
-            }
+            return _spread(with_floor(winners[0], contests, k, floor, ranks), sites, structures, self.paths)
 
         return Pending([Heat(contests, k)], finish)
 
-    def _contest(self, scores: Array, site: Site, structure: AbstractPooling) -> Contest:
-        pooled = structure.pooled(_comparable(scores, site, self.normalise), geometry_of(site))
-        return Contest(pooled, pooled.ndim, structure.sizes(site.core))
+    def survive(
+        self, scores: Mapping[str, Array], masks: Masks, sites: Sites, structures: Structures, drop: UInt32[Array, ""]
+    ) -> Pending:
+        there = total(jnp.stack([jnp.sum(masks[path], dtype=jnp.uint32) for path in self.paths]))
+        heat = Heat(self._contests(scores, sites, structures, None), subtract(there, share(there, drop)))
+        return Pending([heat], lambda winners: _spread(winners[0], sites, structures, self.paths))
+
+    def _contests(
+        self, scores: Mapping[str, Array], sites: Sites, structures: Structures, kept: Masks | None
+    ) -> list[Contest]:
+        """All groups of all layers of all sites against each other."""
+        comparable = {path: _comparable(scores[path], sites[path], self.normaliser) for path in self.paths}
+        contests = [_contest(comparable, sites, structures, path, kept) for path in self.paths]
+        return [c._replace(rank=c.scores.ndim) for c in contests]
 
     def check(self, sites: Sites, structures: Structures) -> None:
         for path in self.paths:
@@ -115,18 +167,29 @@ def _confined(structure: AbstractStructure, path: str) -> ValueError:
     )
 
 
-def _comparable(scores: Shaped[Array, "..."], site: Site, normalise: bool) -> Shaped[Array, "..."]:
-    """Scores that can be compared between sites: in one precision, and divided by the layer's norm if asked."""
-    if is_lot(scores):
-        return scores
-    scores = in_float32(scores)
-    return scores / _norm(scores, site) if normalise else scores
+def _contest(
+    scores: Mapping[str, Array], sites: Sites, structures: Structures, path: str, kept: Masks | None = None
+) -> Contest:
+    seeds = None if kept is None else kept[path]
+    return structures[path].contest(scores[path], geometry_of(sites[path]), seeds)
 
 
-def _norm(scores: Float[Array, "..."], site: Site) -> Float[Array, "..."]:
-    """The L2 norm of each layer's finite scores (no overflow), 1 where that is 0."""
-    axes = tuple(range(scores.ndim - site.core_rank, scores.ndim))
-    finite = jnp.where(jnp.isfinite(scores), scores, 0)
-    largest = jnp.max(jnp.abs(finite), axis=axes, keepdims=True, initial=0)
-    unit = jnp.where(largest > 0, largest, jnp.ones_like(largest))
-    return unit * jnp.sqrt(jnp.maximum(jnp.sum((finite / unit) ** 2, axis=axes, keepdims=True), 1))
+def _spread(
+    groups: list[Bool[Array, "..."]], sites: Sites, structures: Structures, paths: tuple[str, ...]
+) -> dict[str, Bool[Array, "..."]]:
+    """The masks of the weights, from those of the groups."""
+    return {
+        path: structures[path].spread(chosen, sites[path].weight.shape, geometry_of(sites[path]))
+        for path, chosen in zip(paths, groups, strict=True)
+    }
+
+
+def _counted(mask: Bool[Array, "..."], core_rank: int) -> Wide:
+    """How many weights each layer of a stack has."""
+    there = jnp.sum(mask, axis=tuple(range(mask.ndim - core_rank, mask.ndim)), dtype=jnp.uint32)
+    return Wide(jnp.zeros_like(there), there)
+
+
+def _comparable(scores: Shaped[Array, "..."], site: Site, normaliser: Normaliser) -> Shaped[Array, "..."]:
+    """Scores that can be compared between sites, in one precision; lots can be as they are."""
+    return scores if is_lot(scores) else normaliser(in_float32(scores), site.core_rank)

@@ -9,7 +9,8 @@ from .._check import unit
 from .._selection import density_of
 from .._sites import PatternMap, Sites
 from .base import AbstractDistribution, default_or, overridden, Overrides, overriding
-from .budget import AbstractBudget, SharedBudget, SiteBudget
+from .budget import AbstractBudget, Normaliser, SharedBudget, SiteBudget
+from .normalisers import as_they_are, by_norm, by_what_is_larger
 
 
 @final
@@ -45,9 +46,45 @@ class Global(AbstractDistribution):
         self.normalise, self.floor = bool(normalise), int(floor)
 
     def budgets(self, sites: Sites) -> list[AbstractBudget]:
-        special = overridden(self.overrides, sites, "Global(overrides=...)")
-        sharing = tuple(path for path in default_or(special, sites) if path not in special)
-        own: list[AbstractBudget] = [SiteBudget(path, d) for path, d in special.items() if d is not None]
-        if not sharing:
-            return own
-        return [SharedBudget(sharing, density_of(self.sparsity), self.normalise, self.floor), *own]
+        normaliser = by_norm if self.normalise else as_they_are
+        return _one_budget(sites, self.sparsity, self.overrides, "Global(overrides=...)", normaliser, self.floor)
+
+
+@final
+class LAMP(AbstractDistribution):
+    """All weights compete by their score over that of the layer's larger ones: `s² / Σ_{t ≥ s} t²`.
+
+    Each layer's largest scores 1, so that none is emptied. Meant for magnitudes; works with any criterion.
+
+    ??? cite
+
+        [Layer-adaptive sparsity for the Magnitude-based Pruning](https://arxiv.org/abs/2010.07611), equation (3)
+    """
+
+    sparsity: Float32[Array, "..."]
+    overrides: PatternMap
+
+    def __init__(self, sparsity: ArrayLike, overrides: Overrides = None):
+        """**Arguments:**
+
+        - `sparsity`: Fraction of all weights of the pruned sites to remove, in `[0, 1]`: a float, or a scalar array.
+        - `overrides`: Path pattern → sparsity, or `None` to keep the site dense. These sites are left out of the
+            budget.
+
+        **Raises:** `ValueError` if a sparsity is outside `[0, 1]`.
+        """
+        self.sparsity = unit(sparsity, "LAMP(sparsity=...)")
+        self.overrides = overriding(overrides, "LAMP(overrides=...)")
+
+    def budgets(self, sites: Sites) -> list[AbstractBudget]:
+        return _one_budget(sites, self.sparsity, self.overrides, "LAMP(overrides=...)", by_what_is_larger, 1)
+
+
+def _one_budget(
+    sites: Sites, sparsity: Array, overrides: PatternMap, argument: str, normaliser: Normaliser, floor: int
+) -> list[AbstractBudget]:
+    """One for all sites, but for those with an override."""
+    special = overridden(overrides, sites, argument)
+    sharing = tuple(path for path in default_or(special, sites) if path not in special)
+    own: list[AbstractBudget] = [SiteBudget(path, d) for path, d in special.items() if d is not None]
+    return [SharedBudget(sharing, density_of(sparsity), normaliser, floor), *own] if sharing else own

@@ -1,42 +1,36 @@
 """What every pruner does: `init`, `step`, `prune`."""
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Bool, Int32, PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike, Int32, PRNGKeyArray, PyTree
 
 from .._check import instance, random_key
 from .._criterion import AbstractCriterion
 from .._distribution import AbstractDistribution, Uniform
-from .._mask import Mask, masked, on_mask
+from .._mask import Mask, masked
 from .._model import is_sparsified, sparsify
 from .._schedule import AbstractSchedule, NoSchedule
-from .._selection import own_key, update_if
+from .._selection import in_float32, own_key
 from .._show import show
-from .._sites import (
-    as_patterns,
-    is_model,
-    masks_of,
-    Pattern,
-    PatternMap,
-    read,
-    Sites,
-    weights_of,
-    Where,
-    write,
-)
+from .._sites import as_patterns, is_model, masks_of, Pattern, PatternMap, read, Sites, weights_of, Where, write
 from .._structure import AbstractStructure, Unstructured
+from ._transition import AbstractTransition, Moment, Monotone, WORTH
+from .as_optax import as_optax, forward_params
 from .buffers import own_buffers
 from .match import like_parameters, same_sites
-from .optimiser import mask_state, optimise, parameter_places
+from .optimiser import AbstractUpkeep, FreshWhereGrown, parameters_by_path, state_by_site
+from .order import AbstractOrder, Before
 from .plan import frozen_sites, Plan, plan
-from .transition import AbstractTransition
+from .turn import key_for, masked_sites, Memory, Setting, Turn
+from .view import AbstractView, OnMask
 
 _Tree = TypeVar("_Tree")
+_AT_INIT = 2**32 - 1  # the step that masks drawn at `init` count as
 
 
 class PrunerState(eqx.Module):
@@ -45,18 +39,34 @@ class PrunerState(eqx.Module):
     - `step`: how many steps were taken.
     - `optim`: the optimiser's state, `None` without one.
     - `key`: what random criteria draw from, `None` for others.
+    - `trained`: masks of the weights that train, by path, where these are not those of the model (Top-KAST).
+    - `memory`: what criteria and rewinding remember, by role.
     """
 
     step: Int32[Array, ""]
     optim: PyTree
     key: PRNGKeyArray | None
+    trained: dict[str, Mask]
+    memory: Memory
     sites: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
 
 
 class AbstractPruner(eqx.Module):
-    """An algorithm that finds masks: a criterion, a distribution, a schedule, a structure and a transition.
+    """An algorithm that finds masks, made of pieces.
 
-    A named algorithm says which criterion and transition it is made of.
+    Which weights, how many and when is the user's: `distribution`, `schedule`, `structure`, `where`. A named
+    algorithm says the rest:
+
+    - `criterion`: what a weight is worth.
+    - `transition`: how masks change at an update.
+    - `view`: what the optimiser sees of a masked weight.
+    - `order`: where the change of masks stands to the optimiser's step.
+    - `upkeep`: what becomes of the optimiser's state when a mask changes.
+
+    ```python
+    class CarefulPruning(eqsparse.AbstractPruner):
+        criterion = MyCriterion()
+    ```
     """
 
     optim: optax.GradientTransformation | None = eqx.field(static=True)
@@ -68,7 +78,13 @@ class AbstractPruner(eqx.Module):
     packed: bool = eqx.field(static=True)
 
     criterion: eqx.AbstractVar[AbstractCriterion]
-    transition: eqx.AbstractVar[AbstractTransition]
+    transition: ClassVar[AbstractTransition] = Monotone()
+    view: ClassVar[AbstractView] = OnMask()
+    order: ClassVar[AbstractOrder] = Before()
+    upkeep: ClassVar[AbstractUpkeep] = FreshWhereGrown()
+
+    determined: ClassVar[tuple[str, ...]] = ()
+    """Arguments of every pruner that this one does not take."""
 
     def __init__(
         self,
@@ -102,7 +118,7 @@ class AbstractPruner(eqx.Module):
         self.where = as_patterns(where)
         self.key = key
         self.packed = bool(packed)
-        if key is None and "key" in self.criterion.needs:
+        if key is None and "key" in self._needs():
             raise ValueError(f"`{type(self).__name__}(key=...)` must be a `jax.random.key`: it draws. Got None.")
 
     def init(self, model: PyTree) -> tuple[PyTree, PrunerState]:
@@ -119,14 +135,9 @@ class AbstractPruner(eqx.Module):
         fit a weight or its target.
         """
         model = self._sparsified(model)
-        sites = read(model)
-        self._plan(sites).check()
-        model = write(model, {path: masked(sites[path].weight, mask) for path, mask in masks_of(sites).items()})
-        optim = None if self.optim is None else self.optim.init(eqx.filter(model, eqx.is_inexact_array))
-        witness = next(iter(sites.values())).weight
-        # A copy: donating the state must not delete the pruner's own key.
-        key = None if self.key is None else jnp.copy(own_key(self.key, witness))
-        return own_buffers((model, PrunerState(jnp.zeros((), jnp.int32), optim, key, frozen_sites(sites))))
+        parameters, rest = eqx.partition(model, eqx.is_inexact_array)
+        turn, state = self.begin(parameters, masks_of(read(model)))
+        return own_buffers((write(eqx.combine(turn.parameters, rest), {}, turn.masks), state))
 
     def step(self, model: PyTree, grads: PyTree, state: PrunerState, **extra: Any) -> tuple[PyTree, PrunerState]:
         """One sparse training step: masks if they are due, then the optimiser, then the weights on their masks.
@@ -144,7 +155,7 @@ class AbstractPruner(eqx.Module):
         """
         sites = read(model)
         same_sites(state, frozen_sites(sites))
-        if grads is not None or self.optim is not None or "grads" in self.criterion.needs:
+        if grads is not None or self.optim is not None or not {"grads", "memory"}.isdisjoint(self._needs()):
             grads = like_parameters(grads, eqx.filter(model, eqx.is_inexact_array))
         return self._step(model, grads, state, extra)
 
@@ -163,73 +174,158 @@ class AbstractPruner(eqx.Module):
 
         **Raises:** `ValueError` if there is nothing to prune, or an input of the criterion is missing.
         """
+        model = self._checked(model)
+        return self._pruned(model, self._prune(model, grads, self.key if key is None else key))
+
+    def _checked(self, model: _Tree) -> _Tree:
+        """The model sparsified if it is one, after making sure that there is something to prune."""
         if is_model(model):
             model = self._sparsified(model)
-        made = self._plan(read(model))
+        made = self.plan_for(read(model))(self.distribution)
         if not made.sites and not any(site.default for site in read(model).values()):
             name = type(self).__name__
             raise ValueError(f"`{name}.prune(model=...)` must hold a floating-point array of rank 2 or more. Got none.")
         made.check()
-        masks = self._prune(model, grads, self.key if key is None else key)
+        return model
+
+    def _pruned(self, model: _Tree, masks: Mapping[str, Array]) -> _Tree:
+        """The model on new masks, its weights zeroed."""
         sites = read(model)
         new = {path: (sites[path].mask or Mask(mask)).replace(mask) for path, mask in masks.items()}
         kept = {path: new.get(path, site.mask) for path, site in sites.items()}
         weights = {path: masked(sites[path].weight, mask) for path, mask in kept.items() if mask is not None}
         return write(model, weights, new)
 
+    def as_optax(self) -> optax.GradientTransformationExtraArgs:
+        """The pruner as an Optax transformation, for parameters in any PyTree (Flax, Haiku, plain dicts).
+
+        ```python
+        tx = pruner.as_optax()
+        state = tx.init(params)
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)  # pruned weights are zero now
+        ```
+
+        Masks are in its state; of a PyTree without modules the floating-point arrays of rank 2 or more are pruned
+        (`where` and overrides take paths as `"dense.kernel"`). It runs the pruner's own optimiser and must be the
+        outermost transformation: nothing may change its updates after it. The sparsity is exact for finite weights.
+        Initial masks that aren't full (`SET`, `RigL`, `StaticSparse`) are on the weights after the first update.
+        A model trained straight-through runs on `pruner.forward_params(params, state)`.
+
+        **Raises:** `ValueError` if the pruner has no optimiser.
+        """
+        if self.optim is None:
+            raise ValueError(f"`{type(self).__name__}(optim=...)` must be given for `as_optax`. Got None.")
+        return as_optax(self)
+
+    def forward_params(self, params: _Tree, state: PyTree) -> _Tree:
+        """The parameters that the model is to run on: those of `as_optax`, zero where they are masked.
+
+        **Arguments:**
+
+        - `params`: The parameters.
+        - `state`: The state of `as_optax()`, or a state that holds it.
+        """
+        return forward_params(params, state)
+
+    def to_config(self) -> dict[str, Any]:
+        """The pruner as plain data, ready for JSON, YAML or TOML; `eqsparse.from_config` is the inverse.
+
+        The optimiser is left out: give `from_config` its `optim`.
+
+        **Raises:** `ValueError` if a pattern, a drop fraction or an optimiser policy is code rather than data.
+        """
+        from .config import to_config  # it knows all algorithms
+
+        return to_config(self)
+
+    def criteria(self) -> dict[str, AbstractCriterion]:
+        """All criteria by role: the pruner's own, and those of its transition."""
+        return {WORTH: self.criterion, **self.transition.criteria()}
+
+    def plan_for(self, sites: Sites) -> Callable[[AbstractDistribution], Plan]:
+        """A distribution → which of the sites are pruned, who shares their weights, and their structures."""
+        return lambda distribution: plan(sites, distribution, self.structure, self.where)
+
     @eqx.filter_jit
-    def _prune(self, model: PyTree, grads: PyTree, key: PRNGKeyArray | None) -> dict[str, Bool[Array, "..."]]:
+    def _prune(self, model: PyTree, grads: PyTree, key: PRNGKeyArray | None) -> dict[str, Array]:
         sites = read(model)
-        made = self._plan(sites)
+        made = self.plan_for(sites)(self.distribution)
         old = {p: jnp.ones_like(s.weight, bool) if s.mask is None else s.mask.dense() for p, s in made.sites.items()}
         gradients = None if grads is None else weights_of(grads)
-        return self.transition.update(old, self._scores(made.sites, gradients, key), made, None, None)
+        weights = {path: site.weight for path, site in made.sites.items()}
+        scored = lambda role: self.criterion.scores(weights, grads=gradients, key=key)
+        moment = Moment(made, self.plan_for(sites), scored, lambda role: True)
+        return Monotone().update(old, moment)[0]
+
+    def begin(self, parameters: PyTree, masks: dict[str, Mask]) -> tuple[Turn, PrunerState]:
+        """Where training begins, from parameters and the masks they have."""
+        sites = masked_sites(read(parameters), masks)
+        self.plan_for(sites)(self.distribution).check()
+        witness = next(iter(sites.values())).weight
+        # A copy: donating the state must not delete the pruner's own key.
+        key = None if self.key is None else jnp.copy(own_key(self.key, witness))
+        masks, trained = self._started(parameters, masks, key)
+        state = PrunerState(jnp.zeros((), jnp.int32), None, key, trained, {}, frozen_sites(sites))
+        turn = self._turn(parameters, masks, state, None, {}).landed(parameters)
+        optim = None if self.optim is None else self.optim.init(turn.parameters)
+        memory = self._memory(turn, optim) | self.order.start(turn.parameters)
+        return turn, dataclasses.replace(state, optim=optim, memory=memory)
+
+    def advance(
+        self, parameters: PyTree, masks: dict[str, Mask], grads: PyTree, state: PrunerState, extra: dict[str, Any]
+    ) -> tuple[Turn, PrunerState]:
+        """Where a step ends, from where the last one did."""
+        turn = self.order.run(self._turn(parameters, masks, state, grads, extra).remember())
+        return turn, PrunerState(state.step + 1, turn.optim, state.key, turn.trained, turn.memory, state.sites)
 
     @eqx.filter_jit
     def _step(self, model: PyTree, grads: PyTree, state: PrunerState, extra: dict) -> tuple[PyTree, PrunerState]:
-        sites = read(model)
-        masks = self._updated_masks(sites, None if grads is None else weights_of(grads), state)
-        dense = {path: mask.dense() for path, mask in masks.items()}
-        land = lambda tree: write(tree, {path: on_mask(w, dense[path]) for path, w in weights_of(tree).items()})
-        model = write(land(model), {}, masks)
-        optim = state.optim
-        if self.optim is not None:
-            parameters, rest = eqx.partition(model, eqx.is_inexact_array)
-            # Masked before the update, where it fuses with it.
-            optim = mask_state(optim, dense, parameter_places(parameters, sites))
-            parameters, optim = optimise(self.optim, land(grads), optim, parameters, extra)
-            model = land(eqx.combine(parameters, rest))
-        return model, PrunerState(state.step + 1, optim, state.key, state.sites)
+        parameters, rest = eqx.partition(model, eqx.is_inexact_array)
+        turn, state = self.advance(parameters, masks_of(read(model)), grads, state, extra)
+        return write(eqx.combine(turn.parameters, rest), {}, turn.masks), state
 
-    def _updated_masks(self, sites: Sites, grads: Mapping[str, Array] | None, state: PrunerState) -> dict[str, Mask]:
-        """The masks of all sites, those of the pruned ones changed if an update is due."""
-        made = self._plan(sites)
-        old = masks_of(sites)
-        pruned = {path: old[path] for path in made.sites}
+    @eqx.filter_jit
+    def _started(
+        self, parameters: PyTree, masks: dict[str, Mask], key: PRNGKeyArray | None
+    ) -> tuple[dict[str, Mask], dict[str, Mask]]:
+        """Masks that training begins with, and those of what trains where these are others."""
+        planner, criteria = self.plan_for(masked_sites(read(parameters), masks)), self.criteria()
+        made = planner(self.distribution)
+        weights = {path: site.weight for path, site in made.sites.items()}
+        draw = lambda role: None if key is None else key_for(key, _AT_INIT, role)
+        scored = lambda role: criteria[role].scores(weights, key=draw(role))
+        known = lambda role: {"key"}.issuperset(criteria[role].needs)
+        moment = Moment(made, planner, scored, known, self.schedule, jnp.zeros((), jnp.int32))
+        new, trained = self.transition.start({path: masks[path].dense() for path in made.sites}, moment)
+        stored = lambda table: {path: masks[path].replace(mask) for path, mask in table.items()}
+        return masks | stored(new), stored(trained)
 
-        def update(pruned: dict[str, Mask]) -> dict[str, Mask]:
-            key = None if state.key is None else jax.random.fold_in(state.key, state.step)
-            scores = self._scores(made.sites, grads, key)
-            dense = {path: mask.dense() for path, mask in pruned.items()}
-            new = self.transition.update(dense, scores, made, self.schedule, state.step)
-            return {path: pruned[path].replace(mask) for path, mask in new.items()}
+    def _turn(
+        self, parameters: PyTree, masks: dict[str, Mask], state: PrunerState, grads: PyTree, extra: dict[str, Any]
+    ) -> Turn:
+        sites = masked_sites(read(parameters), masks)
+        made = self.plan_for(sites)(self.distribution)
+        due = self.transition.is_due(self.schedule, state.step)
+        owners = parameters_by_path(parameters, sites)
+        setting = Setting(self, sites, made, state.step, due, state.key, grads, extra, owners)
+        return Turn(setting, parameters, masks, state.trained, state.optim, state.memory)
 
-        due = self.schedule.is_due(state.step)
-        if grads is not None:
-            # After the backward pass: at the same time, both would hold scratch memory, and on several devices
-            # wait for each other's all-reduces.
-            due, _ = jax.lax.optimization_barrier((due, grads))
-        return old | update_if(due, update, pruned)
+    def _memory(self, turn: Turn, optim: PyTree) -> Memory:
+        """Zeros for each criterion that remembers, unless the optimiser does it."""
+        weights, memory = weights_of(turn.parameters), {}
+        for role, criterion in self.criteria().items():
+            field = criterion.optimiser_field
+            there = {} if field is None else state_by_site(optim, field, turn.setting.owners)
+            if "memory" in criterion.needs and not set(turn.setting.plan.sites) <= set(there):
+                memory[role] = {p: jnp.zeros_like(in_float32(weights[p])) for p in turn.setting.plan.sites}
+        return memory
 
-    def _scores(self, sites: Sites, grads: Mapping[str, Array] | None, key: PRNGKeyArray | None) -> dict[str, Array]:
-        weights = {path: site.weight for path, site in sites.items()}
-        return self.criterion.scores(weights, grads=grads, key=key)
+    def _needs(self) -> set[str]:
+        return {name for criterion in self.criteria().values() for name in criterion.needs}
 
     def __repr__(self) -> str:
         return show(self)
-
-    def _plan(self, sites: Sites) -> Plan:
-        return plan(sites, self.distribution, self.structure, self.where)
 
     def _sparsified(self, model: PyTree) -> PyTree:
         return model if is_sparsified(model) else sparsify(model, packed=self.packed)

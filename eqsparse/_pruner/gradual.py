@@ -5,10 +5,11 @@ from typing import Any, ClassVar, final
 import optax
 from jaxtyping import ArrayLike, PyTree
 
-from .._criterion import AbstractCriterion, Magnitude, Random, Saliency
+from .._criterion import AbstractCriterion, Fisher, Magnitude, Movement, Random, Saliency
 from .._distribution import AbstractDistribution, Global, PerPath
+from ._transition import AbstractTransition, Kept, Monotone, Select
 from .base import AbstractPruner
-from .transition import AbstractTransition, Monotone
+from .optimiser import AbstractUpkeep, ZeroWhereDropped
 
 
 @final
@@ -24,6 +25,7 @@ class GradualPruning(AbstractPruner):
 
     criterion: AbstractCriterion
     transition: ClassVar[AbstractTransition] = Monotone()
+    upkeep: ClassVar[AbstractUpkeep] = ZeroWhereDropped()
 
     def __init__(
         self, optim: optax.GradientTransformation | None = None, *, criterion: AbstractCriterion, **common: Any
@@ -50,6 +52,7 @@ class MagnitudePruning(AbstractPruner):
 
     criterion: ClassVar[AbstractCriterion] = Magnitude()
     transition: ClassVar[AbstractTransition] = Monotone()
+    upkeep: ClassVar[AbstractUpkeep] = ZeroWhereDropped()
 
 
 @final
@@ -58,6 +61,7 @@ class RandomPruning(AbstractPruner):
 
     criterion: ClassVar[AbstractCriterion] = Random()
     transition: ClassVar[AbstractTransition] = Monotone()
+    upkeep: ClassVar[AbstractUpkeep] = ZeroWhereDropped()
 
 
 @final
@@ -72,6 +76,7 @@ class SaliencyPruning(AbstractPruner):
 
     criterion: ClassVar[AbstractCriterion] = Saliency()
     transition: ClassVar[AbstractTransition] = Monotone()
+    upkeep: ClassVar[AbstractUpkeep] = ZeroWhereDropped()
 
 
 @final
@@ -80,6 +85,7 @@ class GlobalMagnitudePruning(AbstractPruner):
 
     criterion: ClassVar[AbstractCriterion] = Magnitude()
     transition: ClassVar[AbstractTransition] = Monotone()
+    upkeep: ClassVar[AbstractUpkeep] = ZeroWhereDropped()
 
     def __init__(
         self,
@@ -98,6 +104,7 @@ class GlobalSaliencyPruning(AbstractPruner):
 
     criterion: ClassVar[AbstractCriterion] = Saliency()
     transition: ClassVar[AbstractTransition] = Monotone()
+    upkeep: ClassVar[AbstractUpkeep] = ZeroWhereDropped()
 
     def __init__(
         self,
@@ -111,11 +118,44 @@ class GlobalSaliencyPruning(AbstractPruner):
 
 
 @final
+class FisherPruning(AbstractPruner):
+    """Gradual pruning by `w² ν`, ν being the mean squared gradient: the optimiser's second moment where it has one
+    (a field `nu`, as Adam's), else a running mean in the state. `prune(model, grads=...)` takes `w² g²`.
+
+    ??? cite
+
+        [Faster gaze prediction with dense networks and Fisher pruning](https://arxiv.org/abs/1801.05787);
+        [WoodFisher](https://arxiv.org/abs/2004.14340)
+    """
+
+    criterion: ClassVar[AbstractCriterion] = Fisher()
+    transition: ClassVar[AbstractTransition] = Monotone()
+    upkeep: ClassVar[AbstractUpkeep] = ZeroWhereDropped()
+
+
+@final
+class MovementPruning(AbstractPruner):
+    """Movement pruning: weights that training moves towards zero go first, by `S = -Σ w · g`, kept in the state.
+
+    Masks are chosen by S at each update, so a removed weight may come back. It comes back from zero, unlike in the
+    paper, where removed weights keep their values: here what the mask removes is zero, and its S stands still.
+
+    ??? cite
+
+        [Movement Pruning: Adaptive Sparsity by Fine-Tuning](https://arxiv.org/abs/2005.07683), section 3
+    """
+
+    criterion: ClassVar[AbstractCriterion] = Movement()
+    transition: ClassVar[AbstractTransition] = Select()
+
+
+@final
 class NoPruning(AbstractPruner):
     """Trains on the masks as they are: the dense baseline, or the recovery of a pruned model."""
 
     criterion: ClassVar[AbstractCriterion] = Magnitude()
-    transition: ClassVar[AbstractTransition] = Monotone()
+    transition: ClassVar[AbstractTransition] = Kept()
+    upkeep: ClassVar[AbstractUpkeep] = ZeroWhereDropped()
 
     def __init__(
         self,

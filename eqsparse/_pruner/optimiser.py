@@ -1,12 +1,15 @@
-"""Keeping optimiser state on the masks: matched to weights by key path, whatever the optimiser."""
+"""The optimiser's step, and its state: matched to weights by key path, whatever the optimiser."""
 
-from collections.abc import Mapping
-from typing import Any
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any, final, NamedTuple
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.tree_util as jtu
 import optax
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, ArrayLike, Bool, PyTree, Shaped
 
 from .._mask import on_mask
 from .._sites import path_of, Sites, write
@@ -14,51 +17,149 @@ from .._sites import path_of, Sites, write
 
 def optimise(
     optim: optax.GradientTransformation, grads: PyTree, state: PyTree, parameters: PyTree, extra: dict[str, Any]
-) -> tuple[PyTree, PyTree]:
-    """One step of an Optax optimiser: new parameters, in their own dtypes, and new state."""
+) -> tuple[PyTree, PyTree, PyTree]:
+    """One step of an Optax optimiser: updates, new parameters in their own dtypes, and new state."""
     with jax.numpy_dtype_promotion("standard"):  # which Optax's own arithmetic relies on
         updates, state = optax.with_extra_args_support(optim).update(grads, state, parameters, **extra)
-        return optax.apply_updates(parameters, updates), state
+        return updates, optax.apply_updates(parameters, updates), state
 
 
-def mask_state(state: PyTree, masks: Mapping[str, Bool[Array, "..."]], places: Mapping[str, str | None]) -> PyTree:
-    """Zeros the parts of an optimiser's state that belong to masked weights.
+class AbstractUpkeep(eqx.Module):
+    """What becomes of the optimiser's state of a weight when its mask changes."""
+
+    @abc.abstractmethod
+    def renewed(
+        self,
+        leaf: Shaped[Array, "..."],
+        fresh: Callable[[], Array],
+        before: Bool[Array, "..."] | None,
+        now: Bool[Array, "..."] | None,
+        due: ArrayLike,
+    ) -> Shaped[Array, "..."]:
+        """A part of the state that has a parameter's shape, renewed at each step.
+
+        **Arguments:**
+
+        - `leaf`: The part.
+        - `fresh`: Makes it as `optim.init` does.
+        - `before`, `now`: Where the weights were alive, and are; `None` for a parameter without a mask.
+        - `due`: Whether masks were updated.
+        """
+
+
+@final
+class FreshWhereGrown(AbstractUpkeep):
+    """Zero where a weight is dropped, as `optim.init` gives it where one has grown.
+
+    A count that all weights share goes on, so Adam corrects the bias of a grown weight's moments less than that of
+    a weight in its first steps.
+    """
+
+    def renewed(self, leaf: Array, fresh: Callable, before: Any, now: Any, due: ArrayLike) -> Array:
+        if now is None:
+            return leaf
+        kept = on_mask(leaf, now & before)
+        return jnp.where(now & ~before, fresh(), kept)
+
+
+@final
+class ZeroWhereDropped(AbstractUpkeep):
+    """Zero where a weight is dropped; for masks that never grow."""
+
+    def renewed(self, leaf: Array, fresh: Callable, before: Any, now: Any, due: ArrayLike) -> Array:
+        return leaf if now is None else on_mask(leaf, now)
+
+
+@final
+class Untouched(AbstractUpkeep):
+    """As the optimiser leaves it; for weights that train whatever their mask."""
+
+    def renewed(self, leaf: Array, fresh: Callable, before: Any, now: Any, due: ArrayLike) -> Array:
+        return leaf
+
+
+@final
+class FreshAtUpdates(AbstractUpkeep):
+    """As `optim.init` gives it, for all parameters, whenever masks are updated; zero where a weight is dropped."""
+
+    def renewed(self, leaf: Array, fresh: Callable, before: Any, now: Any, due: ArrayLike) -> Array:
+        leaf = jnp.where(due, fresh(), leaf)
+        return leaf if now is None else on_mask(leaf, now)
+
+
+class Parameter(NamedTuple):
+    """A parameter in the tree that the optimiser sees: the path of its site (`None` if it is none), and its shape."""
+
+    site: str | None
+    shape: tuple[int, ...]
+
+
+Parameters = Mapping[str, Parameter]
+
+
+def renew_state(
+    upkeep: AbstractUpkeep,
+    state: PyTree,
+    fresh: Callable[[], PyTree],
+    parameters: Parameters,
+    before: Mapping[str, Bool[Array, "..."] | None],
+    now: Mapping[str, Bool[Array, "..."] | None],
+    due: ArrayLike,
+) -> PyTree:
+    """The optimiser's state after masks have changed.
 
     A leaf belongs to the parameter whose key path its own ends with, if their shapes are equal; so it works for
     moments in any chain, wrapper or partition, and leaves counters and factored statistics alone.
-
-    - `places`: path of every parameter in the tree that the optimiser sees → path of its site (`None` if it is none).
     """
+    made: dict[tuple[Any, ...], Array] = {}
 
-    def zeroed(keys: tuple[Any, ...], leaf: Any) -> Any:
-        site = _site_of([path_of([key]) for key in keys], places)
-        mask = None if site is None else masks[site]
-        if mask is None or not hasattr(leaf, "shape") or leaf.shape != mask.shape:
+    def fresh_at(keys: tuple[Any, ...]) -> Array:
+        if not made:
+            made.update(jtu.tree_flatten_with_path(fresh())[0])
+        return made[keys]
+
+    def renewed(keys: tuple[Any, ...], leaf: Any) -> Any:
+        owner = _owner([path_of([key]) for key in keys], parameters)
+        if owner is None or getattr(leaf, "shape", None) != owner.shape:
             return leaf
-        return on_mask(leaf, mask)
+        masks = (None, None) if owner.site is None else (before.get(owner.site), now.get(owner.site))
+        return upkeep.renewed(leaf, lambda: fresh_at(keys), *masks, due)
 
-    return jtu.tree_map_with_path(zeroed, state)
+    return jtu.tree_map_with_path(renewed, state)
 
 
-def parameter_places(parameters: PyTree, sites: Sites) -> dict[str, str | None]:
-    """Path of each parameter in its tree → path of its site, if it is one."""
-    tagged = write(parameters, {path: _Tag(path) for path in sites})
+def state_by_site(state: PyTree, field: str, parameters: Parameters) -> dict[str, Array]:
+    """The part of an optimiser's state that is called so, by path of the site: the first there is."""
+    found: dict[str, Array] = {}
+    for keys, leaf in jtu.tree_flatten_with_path(state)[0]:
+        names = [path_of([key]) for key in keys]
+        if field in names:
+            owner = parameters.get(".".join(names[names.index(field) + 1 :]))
+            if owner is not None and owner.site is not None and getattr(leaf, "shape", None) == owner.shape:
+                found.setdefault(owner.site, leaf)
+    return found
+
+
+def parameters_by_path(parameters: PyTree, sites: Sites) -> Parameters:
+    """Each parameter by its path in its tree (that of its site is another in a masked model)."""
+    tagged = write(parameters, {path: _Tag(path, site.weight.shape) for path, site in sites.items()})
     is_tag = lambda x: isinstance(x, _Tag)
     found, _ = jtu.tree_flatten_with_path(tagged, is_leaf=is_tag)
-    return {path_of(keys): leaf.path if is_tag(leaf) else None for keys, leaf in found}
+    site_of = lambda leaf: leaf.path if is_tag(leaf) else None
+    return {path_of(keys): Parameter(site_of(leaf), tuple(leaf.shape)) for keys, leaf in found}
 
 
 class _Tag:
     """A mark in the place of an array."""
 
-    def __init__(self, path: str):
-        self.path = path
+    def __init__(self, path: str, shape: tuple[int, ...]):
+        self.path, self.shape = path, shape
 
 
-def _site_of(names: list[str], places: Mapping[str, str | None]) -> str | None:
-    """The site at the longest end of a key path that is the path of a parameter."""
+def _owner(names: list[str], parameters: Parameters) -> Parameter | None:
+    """The parameter at the longest end of a key path."""
     for start in range(len(names) + 1):
         path = ".".join(names[start:])
-        if path in places:
-            return places[path]
+        if path in parameters:
+            return parameters[path]
     return None

@@ -1,15 +1,12 @@
 """What a pruner does to a model: which sites, with which structures and budgets."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
-import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float32, UInt32
 
 from .._distribution import AbstractBudget, AbstractDistribution
-from .._schedule import AbstractSchedule
-from .._selection import density_of, finish_all, fraction_of
+from .._selection import finish_all, fraction_of
 from .._sites import PatternMap, pick, Sites, Where
 from .._structure import AbstractStructure, Unstructured
 
@@ -23,15 +20,28 @@ class Plan:
     structures: dict[str, AbstractStructure]
 
     def masks(
-        self, scores: Mapping[str, Array], schedule: AbstractSchedule | None = None, step: Any = None
+        self,
+        scores: Mapping[str, Array],
+        at: Callable[[UInt32[Array, ""]], UInt32[Array, ""]] = lambda density: density,
+        kept: Mapping[str, Bool[Array, "..."]] | None = None,
     ) -> dict[str, Bool[Array, "..."]]:
-        """Masks of exactly as many weights as the budgets say: at a step of a schedule, or in the end."""
-        densities = [b.density if schedule is None else _scheduled(b.density, schedule, step) for b in self.budgets]
+        """Masks of exactly as many weights as the budgets say, of which each density is first taken through `at`.
+        Weights that are `kept` are placed above all others."""
         pending = [
-            budget.enter(scores, self.sites, self.structures, density)
-            for budget, density in zip(self.budgets, densities, strict=True)
+            budget.enter(scores, self.sites, self.structures, at(budget.density), kept) for budget in self.budgets
         ]
         return {path: mask for masks in finish_all(pending) for path, mask in masks.items()}
+
+    def survivors(
+        self, scores: Mapping[str, Array], masks: Mapping[str, Bool[Array, "..."]], drop: UInt32[Array, ""]
+    ) -> dict[str, Bool[Array, "..."]]:
+        """What is left of the weights in the masks when the share `drop` of them goes, those of the lowest scores."""
+        pending = [budget.survive(scores, masks, self.sites, self.structures, drop) for budget in self.budgets]
+        return {path: mask for chosen in finish_all(pending) for path, mask in chosen.items()}
+
+    def densities(self) -> dict[str, Float32[Array, ""]]:
+        """The density that each site is to have in the end; that of all together where they share a budget."""
+        return {path: fraction_of(budget.density) for budget in self.budgets for path in budget.paths}
 
     def check(self) -> None:
         """Raises `ValueError` if a structure fits a site or its target not, naming those that it fits."""
@@ -67,13 +77,6 @@ def _assign(structures: AbstractStructure | PatternMap, sites: Sites) -> dict[st
     if isinstance(structures, PatternMap):
         return structures.lookup({path: site.weight for path, site in sites.items()}, "structure")
     return dict.fromkeys(sites, structures)
-
-
-def _scheduled(density: Array, schedule: AbstractSchedule, step: Any) -> Array:
-    """The density at a step; that of the target verbatim where the schedule says the target."""
-    target = 1 - fraction_of(density)
-    now = schedule.sparsity(target, step)
-    return jnp.where(now == target, density, density_of(now))
 
 
 def frozen_sites(sites: Sites) -> tuple[tuple[str, tuple[int, ...]], ...]:

@@ -3,7 +3,7 @@
 import abc
 
 import equinox as eqx
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, Int32
 
 from .._show import show
 
@@ -21,6 +21,10 @@ class AbstractSchedule(eqx.Module):
     @abc.abstractmethod
     def sparsity(self, target: ArrayLike, step: ArrayLike) -> Float[Array, ""]:
         """The sparsity at `step` on the way to `target`; once it is reached, `target` itself, bit for bit."""
+
+    def last(self) -> Int32[Array, ""] | None:
+        """The step of the last update, if there is one: where a drop fraction has fallen to 0."""
+        return None
 
     def __repr__(self) -> str:
         return show(self)

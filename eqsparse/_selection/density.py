@@ -72,6 +72,13 @@ def count(n: int, density: UInt32[Array, "..."]) -> Wide:
     return where(density == FULL, everything, kept)
 
 
+def share(whole: Wide, fraction: UInt32[Array, "..."]) -> Wide:
+    """A share of a count that is traced: `(whole · fraction + 2³¹) >> 32`, halves up, exact at any size."""
+    low = add(multiply(whole.lo, fraction), wide(1 << 31)).hi
+    part = add(Wide(jnp.zeros_like(low), low), multiply(whole.hi, fraction))
+    return where(fraction == FULL, whole, part)
+
+
 def count_up(n: int, density: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     """`ceil(n · density)` for a small static `n` (the m of an N:M run).
 

@@ -22,12 +22,15 @@ def _(axis_size: int, in_batched: list[bool], predicate: Bool[Array, "..."]) -> 
     return any_mapped(jnp.any(predicate, axis=0) if in_batched[0] else predicate), False
 
 
-def update_if(predicate: Bool[Array, ""], update: Callable[[_Result], _Result], old: _Result) -> _Result:
-    """`update()` where the predicate holds, else `old`.
+def update_if(predicate: Bool[Array, ""] | bool, update: Callable[[_Result], _Result], old: _Result) -> _Result:
+    """`update(old)` where the predicate holds, else `old`.
 
     Plain `lax.cond` under `vmap` runs both branches for ever. Here the branch is taken when any mapped
     entry wants it, and those that don't keep what they had.
     """
+
+    if isinstance(predicate, bool):
+        return update(old) if predicate else old
 
     def body(carry):
         return jnp.zeros_like(carry[0]), update(carry[1])

@@ -4,24 +4,31 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Shaped, UInt32
 
-from .keys import sort_key
 from .limbs import Wide
 from .select import Contest, select
 
 _PAIRWISE = 32  # above this length of a run, bisection does less work than comparing all pairs
 
 
-def select_in_runs(scores: Shaped[Array, "..."], m: int, axis: int, k: UInt32[Array, ""]) -> Bool[Array, "..."]:
-    """The `k` largest of each run of `m` neighbours along `axis` (ties: the lower index).
+def select_in_runs(
+    scores: Shaped[Array, "..."],
+    m: int,
+    axis: int,
+    k: UInt32[Array, ""],
+    kept: Bool[Array, "..."] | None = None,
+) -> Bool[Array, "..."]:
+    """The `k` largest of each run of `m` neighbours along `axis` (ties: the lower index), those `kept` first.
 
     The length of the axis must be a multiple of `m`.
     """
     shape = scores.shape
-    runs = scores.reshape(*shape[:axis], shape[axis] // m, m, *shape[axis + 1 :])
+    in_runs = lambda array: array.reshape(*shape[:axis], shape[axis] // m, m, *shape[axis + 1 :])
+    runs, seeded = in_runs(scores), None if kept is None else in_runs(kept)
     if m > _PAIRWISE:
-        moved = jnp.moveaxis(runs, axis + 1, -1)
-        return jnp.moveaxis(select(Contest(moved, 1), Wide(jnp.uint32(0), k)), -1, axis + 1).reshape(shape)
-    keys = sort_key(runs)
+        last = lambda array: None if array is None else jnp.moveaxis(array, axis + 1, -1)
+        chosen = select(Contest(last(runs), 1, 1, last(seeded)), Wide(jnp.uint32(0), k))
+        return jnp.moveaxis(chosen, -1, axis + 1).reshape(shape)
+    keys = Contest(runs, 1, 1, seeded).keys()
     place = jnp.arange(m, dtype=jnp.uint32).reshape(*(m if a == axis + 1 else 1 for a in range(keys.ndim)))
     rank = jnp.zeros_like(keys, jnp.uint32)
     for i in range(m):

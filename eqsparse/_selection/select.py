@@ -116,14 +116,15 @@ def with_floor(
     ranks: Sequence[int],
 ) -> list[Bool[Array, "..."]]:
     """The winners of `select_many`, selected again only if a slice is left with fewer than `floor` groups."""
-    slices = [Contest(c.scores, rank) for c, rank in zip(contests, ranks, strict=True)]
+    slices = [Contest(c.scores, rank, 1, c.seeded) for c, rank in zip(contests, ranks, strict=True)]
     floors = [Wide(jnp.uint32(0), jnp.minimum(floor, jnp.uint32(s.groups))) for s in slices]
     short = [jnp.any(s.tally([m])[0] < f.lo) for s, m, f in zip(slices, winners, floors, strict=True)]
 
     def filled(winners: list[Bool[Array, "..."]]) -> list[Bool[Array, "..."]]:
         seeds = [seed for (seed,) in select_all([Heat([s], f) for s, f in zip(slices, floors, strict=True)])]
         least = w.total(jnp.stack([c.tally([seed])[0] for c, seed in zip(contests, seeds, strict=True)]))
-        seeded = [c._replace(seeded=seed) for c, seed in zip(contests, seeds, strict=True)]
+        both = [seed if c.seeded is None else seed | c.seeded for c, seed in zip(contests, seeds, strict=True)]
+        seeded = [c._replace(seeded=seed) for c, seed in zip(contests, both, strict=True)]
         return select_many(seeded, w.maximum(k, least))
 
     return update_if(jnp.any(jnp.stack(short)), filled, winners)

@@ -3,5 +3,6 @@
 from .base import AbstractPooling as AbstractPooling, AbstractStructure as AbstractStructure, Geometry as Geometry
 from .block import Block as Block
 from .channel import Channel as Channel
+from .fan_in import FixedFanIn as FixedFanIn
 from .nm import NM as NM
 from .unstructured import Unstructured as Unstructured

@@ -35,9 +35,25 @@ class AbstractStructure(eqx.Module):
     """
 
     @abc.abstractmethod
-    def enter(self, scores: Shaped[Array, "..."], density: UInt32[Array, ""], geometry: Geometry) -> Pending:
+    def enter(
+        self,
+        scores: Shaped[Array, "..."],
+        density: UInt32[Array, ""],
+        geometry: Geometry,
+        kept: Bool[Array, "..."] | None = None,
+    ) -> Pending:
         """What is to be selected so that each slice of a stack keeps that share of its weights; finishes as a mask
-        of the shape of `scores`."""
+        of the shape of `scores`. Weights that are `kept` are placed above all others."""
+
+    @abc.abstractmethod
+    def contest(
+        self, scores: Shaped[Array, "..."], geometry: Geometry, kept: Bool[Array, "..."] | None = None
+    ) -> Contest:
+        """All groups of a slice against each other, whatever part of it they have their budget in."""
+
+    @abc.abstractmethod
+    def spread(self, chosen: Bool[Array, "..."], shape: tuple[int, ...], geometry: Geometry) -> Bool[Array, "*shape"]:
+        """The mask of the weights, from that of the groups."""
 
     @abc.abstractmethod
     def check(self, path: str, core: tuple[int, ...], density: UInt32[Array, ""] | None, geometry: Geometry) -> None:
@@ -86,18 +102,28 @@ class AbstractPooling(AbstractStructure):
         """Weights in each group: one number, or an array of the shape of the groups of one slice."""
 
     @abc.abstractmethod
-    def spread(self, chosen: Bool[Array, "..."], shape: tuple[int, ...], geometry: Geometry) -> Bool[Array, "*shape"]:
-        """The mask of the weights, from that of the groups."""
-
-    @abc.abstractmethod
     def rivals(self, geometry: Geometry) -> int:
         """How many trailing axes of groups compete; all of them, but for structures with a budget for each row."""
 
-    def enter(self, scores: Shaped[Array, "..."], density: UInt32[Array, ""], geometry: Geometry) -> Pending:
+    def contest(
+        self, scores: Shaped[Array, "..."], geometry: Geometry, kept: Bool[Array, "..."] | None = None
+    ) -> Contest:
+        seeded = None if kept is None else self.pooled(kept.astype(jnp.uint32), geometry) > 0
+        return Contest(
+            self.pooled(scores, geometry), geometry.core_rank, self.sizes(geometry.core(scores.shape)), seeded
+        )
+
+    def enter(
+        self,
+        scores: Shaped[Array, "..."],
+        density: UInt32[Array, ""],
+        geometry: Geometry,
+        kept: Bool[Array, "..."] | None = None,
+    ) -> Pending:
         shape, core = scores.shape, geometry.core(scores.shape)
         if math.prod(core) == 0:
             return Pending([], lambda _: jnp.zeros(shape, bool))
-        contest = Contest(self.pooled(scores, geometry), self.rivals(geometry), self.sizes(core))
+        contest = self.contest(scores, geometry, kept)._replace(rank=self.rivals(geometry))
         contests = contest.scores.shape[: contest.scores.ndim - contest.rank]
         rows = contests[len(shape) - geometry.core_rank :]
         budget = _shared_by_rows(self.budget(density, core), rows)

@@ -5,10 +5,10 @@ from typing import final
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Shaped, UInt32
+from jaxtyping import Array, Bool, Shaped, UInt32
 
 from .._check import integer, known
-from .._selection import count_up, FULL, HALF_STEP, Pending, select_in_runs
+from .._selection import Contest, count_up, FULL, HALF_STEP, Pending, select_in_runs
 from .base import AbstractStructure, Geometry
 
 
@@ -43,12 +43,26 @@ class NM(AbstractStructure):
         self.n, self.m = n, m
         self.axis = None if axis is None else integer(axis, "NM(axis=...)")
 
-    def enter(self, scores: Shaped[Array, "..."], density: UInt32[Array, ""], geometry: Geometry) -> Pending:
+    def contest(
+        self, scores: Shaped[Array, "..."], geometry: Geometry, kept: Bool[Array, "..."] | None = None
+    ) -> Contest:
+        return Contest(scores, geometry.core_rank, 1, kept)
+
+    def spread(self, chosen: Bool[Array, "..."], shape: tuple[int, ...], geometry: Geometry) -> Bool[Array, "..."]:
+        return chosen
+
+    def enter(
+        self,
+        scores: Shaped[Array, "..."],
+        density: UInt32[Array, ""],
+        geometry: Geometry,
+        kept: Bool[Array, "..."] | None = None,
+    ) -> Pending:
         keep = count_up(self.m, density).clip(np.uint32(self.n), np.uint32(self.m))
         axis = scores.ndim + self._place(geometry)
         if scores.shape[axis] % self.m:  # `check` lets only dense weights through
             return Pending([], lambda _: jnp.ones_like(scores, bool))
-        return Pending([], lambda _: select_in_runs(scores, self.m, axis, keep))
+        return Pending([], lambda _: select_in_runs(scores, self.m, axis, keep, kept))
 
     def check(self, path: str, core: tuple[int, ...], density: UInt32[Array, ""] | None, geometry: Geometry) -> None:
         axis = geometry.contraction_axis if self.axis is None else self.axis

@@ -1,0 +1,44 @@
+"""What makes the scores of different layers comparable: functions of scores and the rank of one layer's."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def as_they_are(scores: Float[Array, "..."], core_rank: int) -> Float[Array, "..."]:
+    """The scores themselves."""
+    return scores
+
+
+def by_norm(scores: Float[Array, "..."], core_rank: int) -> Float[Array, "..."]:
+    """Scores over the L2 norm of their layer's finite ones (no overflow); as they are where that is 0."""
+    axes = tuple(range(scores.ndim - core_rank, scores.ndim))
+    finite = jnp.where(jnp.isfinite(scores), scores, 0)
+    largest = jnp.max(jnp.abs(finite), axis=axes, keepdims=True, initial=0)
+    unit = jnp.where(largest > 0, largest, jnp.ones_like(largest))
+    norm = unit * jnp.sqrt(jnp.maximum(jnp.sum((finite / unit) ** 2, axis=axes, keepdims=True), 1))
+    return scores / norm
+
+
+def by_what_is_larger(scores: Float[Array, "..."], core_rank: int) -> Float[Array, "..."]:
+    """`s² / Σ t²` over the layer's scores t from s upwards: LAMP, equation (3). The largest of a layer gets 1.
+
+    Of equal scores the lower index counts as the larger. This sorts each layer, unlike selection itself: a
+    sharded array is gathered for it.
+    """
+    shape = scores.shape
+    layers = scores.reshape(-1, math.prod(shape[scores.ndim - core_rank :]))
+    return jax.vmap(_lamp)(layers).reshape(shape)
+
+
+def _lamp(scores: Float[Array, " n"]) -> Float[Array, " n"]:
+    finite = jnp.isfinite(scores)
+    # Falling, what can't be compared last; over the largest, so that squares neither overflow nor vanish.
+    order = jnp.argsort(jnp.where(finite, -jnp.abs(scores), jnp.inf), stable=True)
+    largest = jnp.max(jnp.where(finite, jnp.abs(scores), 0), initial=0)
+    squares = jnp.where(finite, (scores / jnp.where(largest > 0, largest, 1)) ** 2, 0)[order]
+    larger = jnp.cumsum(squares)
+    ratios = squares / jnp.where(larger > 0, larger, 1)
+    return jnp.where(finite, jnp.zeros_like(scores).at[order].set(ratios), scores)

@@ -1,0 +1,94 @@
+"""What a transition is: from old masks and scores to new masks."""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Shaped, UInt32
+
+from ..._criterion import AbstractCriterion
+from ..._distribution import AbstractDistribution
+from ..._schedule import AbstractSchedule
+from ..._selection import density_of, fraction_of
+from ..plan import Plan
+
+Masks: TypeAlias = dict[str, Bool[Array, "..."]]
+Scores: TypeAlias = dict[str, Shaped[Array, "..."]]
+
+WORTH = "worth"
+"""The role of the pruner's own criterion, which says what a weight is worth."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """What a transition sees of one step.
+
+    - `plan_for`: a distribution → the sites, who shares their weights, and their structures.
+    - `plan`: that of the pruner's own distribution.
+    - `scored`: role of a criterion → scores by path. `WORTH` is the pruner's own, the others are the transition's.
+    - `scorable`: whether a criterion has what it needs (gradients are not there at `init`).
+    - `schedule`, `step`: where in training this is; `None` for one shot.
+    """
+
+    plan: Plan
+    plan_for: Callable[[AbstractDistribution], Plan]
+    scored: Callable[[str], Scores]
+    scorable: Callable[[str], bool]
+    schedule: AbstractSchedule | None = None
+    step: Array | None = None
+
+    def choose(self, scores: Scores, kept: Masks | None = None) -> Masks:
+        """The best weights, as many as the schedule allows at this step, those `kept` among them."""
+        return self.plan.masks(scores, self._scheduled, kept)
+
+    def choose_target(self, scores: Scores, kept: Masks | None = None) -> Masks:
+        """The best weights, as many as the target allows whatever the step, those `kept` among them."""
+        return self.plan.masks(scores, kept=kept)
+
+    def _scheduled(self, density: UInt32[Array, ""]) -> UInt32[Array, ""]:
+        """The density at this step; that of the target verbatim where the schedule says the target."""
+        if self.schedule is None:
+            return density
+        target = 1 - fraction_of(density)
+        now = self.schedule.sparsity(target, self.step)
+        return jnp.where(now == target, density, density_of(now))
+
+
+class AbstractTransition(eqx.Module):
+    """How masks change at an update.
+
+    One that goes by more criteria than the pruner's own names them in `criteria`. One that keeps masks beside
+    those of the model (a backward set, say) returns these as its second value.
+    """
+
+    def criteria(self) -> dict[str, AbstractCriterion]:
+        """The transition's own criteria, by role."""
+        return {}
+
+    def is_due(self, schedule: AbstractSchedule, step: ArrayLike) -> Bool[Array, ""] | bool:
+        """Whether masks are updated at this step."""
+        return schedule.is_due(step)
+
+    def start(self, masks: Masks, moment: Moment) -> tuple[Masks, Masks]:
+        """The masks that training begins with, from those of the model; and the others it keeps."""
+        return masks, {}
+
+    @abc.abstractmethod
+    def update(self, masks: Masks, moment: Moment) -> tuple[Masks, Masks]:
+        """New masks of the plan's sites, and the others it keeps."""
+
+
+def ranked_last(scores: Shaped[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Shaped[Array, "*shape"]:
+    """Scores with removed weights below all that are there, also below those of unknown (NaN) worth."""
+    if jnp.issubdtype(scores.dtype, jnp.unsignedinteger):
+        return jnp.where(mask, jnp.maximum(scores, 1), 0)
+    known = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
+    return jnp.where(mask, known, jnp.nan)
+
+
+def by_path(function: Callable[..., Any], *tables: Mapping[str, Any]) -> dict[str, Any]:
+    """The function of what the tables have at each path."""
+    return {path: function(*(table[path] for table in tables)) for path in tables[0]}

@@ -1,0 +1,64 @@
+"""A pruner as an Optax transformation, for parameters in any PyTree."""
+
+from typing import Any, TYPE_CHECKING
+
+import equinox as eqx
+import jax
+import optax
+from jaxtyping import PyTree
+
+from .._mask import Mask, masked
+from .._sites import masks_of, read, weights_of, write
+from .buffers import own_buffers
+from .match import like_parameters, same_sites
+from .plan import frozen_sites
+
+if TYPE_CHECKING:
+    from .base import AbstractPruner, PrunerState
+
+
+class OptaxState(eqx.Module):
+    """What a pruner carries from step to step as an Optax transformation.
+
+    - `masks`: of the parameters that are pruned, by path.
+    - `pruner`: the pruner's own state.
+    """
+
+    masks: dict[str, Mask]
+    pruner: "PrunerState"
+
+
+def as_optax(pruner: "AbstractPruner") -> optax.GradientTransformationExtraArgs:
+    """See `AbstractPruner.as_optax`."""
+
+    def init(params: PyTree) -> OptaxState:
+        sites = read(params)
+        pruned = pruner.plan_for(sites)(pruner.distribution).sites
+        masks = {p: s.mask or Mask.full(s.weight, packed=pruner.packed) for p, s in pruned.items()}
+        turn, state = pruner.begin(params, masks_of(sites) | masks)
+        return own_buffers(OptaxState(turn.masks, state))
+
+    def update(
+        updates: PyTree, state: OptaxState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, OptaxState]:
+        if params is None:
+            raise ValueError("`params` must be given to `update`: masks are those of the parameters. Got None.")
+        same_sites(state.pruner, frozen_sites(read(params)))
+        grads = like_parameters(updates, params)
+        turn, advanced = pruner.advance(params, state.masks, grads, state.pruner, extra)
+        return turn.landed_updates(params), OptaxState(turn.masks, advanced)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def forward_params(params: PyTree, state: PyTree) -> PyTree:
+    """See `AbstractPruner.forward_params`."""
+    is_ours = lambda x: isinstance(x, OptaxState)
+    found = [x for x in jax.tree.leaves(state, is_leaf=is_ours) if is_ours(x)]
+    if len(found) != 1:
+        raise ValueError(
+            "`forward_params(state=...)` must hold the state of one `as_optax()` transformation. "
+            f"Got {len(found)} in {type(state).__name__}."
+        )
+    weights = weights_of(params)
+    return write(params, {path: masked(weights[path], mask) for path, mask in found[0].masks.items()})
