@@ -89,9 +89,10 @@ def write(tree: Any, weights: Mapping[str, Any], masks: Mapping[str, Mask] | Non
         return treedef.unflatten([weights.get(path, leaf) for path, leaf in zip(paths, flat, strict=True)])
 
     def visit(path: str, layer: Any) -> Any:
+        names = layer.masks if isinstance(layer, AbstractMasked) else maskable_fields(layer)
+        fields = {name: weights[join(path, name)] for name in names if join(path, name) in weights}
         if not isinstance(layer, AbstractMasked):
-            return layer
-        fields = {name: weights[join(path, name)] for name in layer.masks if join(path, name) in weights}
+            return replace_fields(layer, fields) if fields else layer
         new = {name: masks.get(join(path, name), mask) for name, mask in layer.masks.items()}
         return replace_fields(layer, {"layer": replace_fields(layer.layer, fields), "masks": new})
 

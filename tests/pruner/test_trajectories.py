@@ -1,0 +1,173 @@
+"""Each algorithm beside a plain NumPy re-telling of its paper: 50 steps, equal masks, weights to 1e-6."""
+
+import math
+import zlib
+from fractions import Fraction
+
+import algorithms_retold as told
+import equinox as eqx
+import gradual_retold as common
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import eqsparse
+
+KEY = jax.random.key(3)
+SHAPES = ((16, 12), (8, 16))
+STEPS = 50
+SGD, ADAM = (optax.sgd(0.05), common.sgd(0.05)), (optax.adam(0.02), common.adam(0.02))
+WINDOW = {"start": 4, "stop": 37, "every": 5}
+PERIODIC = eqsparse.Periodic(**WINDOW)
+KEEP = [round(0.25 * math.prod(s)) for s in SHAPES]
+
+
+def model_of(weights):
+    layers = [eqx.nn.Linear(s[1], s[0], key=KEY) for s in SHAPES]
+    return eqx.tree_at(lambda m: [x.weight for x in m], layers, [jnp.asarray(w) for w in weights])
+
+
+def drawn(seed):
+    rng = np.random.default_rng(seed)
+    draw = lambda: [rng.normal(size=s).astype(np.float32) for s in SHAPES]
+    return draw(), [draw() for _ in range(STEPS)]
+
+
+def follow(pruner, retell, moments=()):
+    """Runs both side by side. `retell(weights, gradients, masks)` makes the re-telling, from the masks of `init`."""
+    weights, gradients = drawn(0)
+    model, state = pruner.init(model_of(weights))
+    masks = [np.asarray(m) for m in eqsparse.get_masks(model).values()]
+    trees = jax.tree.map(jnp.ones_like, eqx.filter(model, eqx.is_inexact_array))
+    step = eqx.filter_jit(pruner.step)
+    changes = []
+    for g, (w, m, s) in zip(gradients, retell(list(weights), gradients, list(masks)), strict=True):
+        grads = eqx.tree_at(lambda t: [x.layer.weight for x in t], trees, [jnp.asarray(x) for x in g])
+        model, state = step(model, grads, state)
+        new = [np.asarray(x) for x in eqsparse.get_masks(model).values()]
+        for i in range(len(SHAPES)):
+            np.testing.assert_array_equal(new[i], m[i], err_msg=f"step {state.step - 1}, site {i}")
+            np.testing.assert_allclose(model[i].layer.weight, w[i], rtol=0, atol=1e-6)
+            for name, want in zip(moments, s[i] if s else (), strict=True):
+                np.testing.assert_allclose(getattr(state.optim[0], name)[i].layer.weight, want, rtol=0, atol=1e-6)
+        changes.append(any((a != b).any() for a, b in zip(new, masks, strict=True)))
+        masks = new
+    return changes
+
+
+def due(window, steps=STEPS):
+    start, stop, every = window["start"], window["stop"], window["every"]
+    return [start <= t <= stop and ((t - start) % every == 0 or t == stop) for t in range(steps)]
+
+
+@pytest.mark.parametrize("optims", [SGD, ADAM], ids=["sgd", "adam"])
+def test_magnitude_ste(optims):
+    pruner = eqsparse.MagnitudeSTE(optims[0], distribution=0.75)
+    changes = follow(pruner, lambda w, g, m: told.straight_through(w, g, KEEP, optims[1]))
+    assert sum(changes) > 10
+
+
+def test_sr_ste():
+    pruner = eqsparse.SRSTE(SGD[0], distribution=0.75, decay=0.3)
+    follow(pruner, lambda w, g, m: told.straight_through(w, g, KEEP, SGD[1], decay=0.3))
+
+
+def test_static():
+    pruner = eqsparse.StaticSparse(ADAM[0], distribution=0.75, key=KEY)
+    changes = follow(pruner, lambda w, g, m: told.static(w, g, m, ADAM[1]), ("mu", "nu"))
+    assert not any(changes)
+
+
+@pytest.mark.parametrize("optims, moments", [(SGD, ()), (ADAM, ("mu", "nu"))], ids=["sgd", "adam"])
+def test_rigl(optims, moments):
+    """An update replaces the step, and the optimiser's count stands still with it."""
+    pruner = eqsparse.RigL(optims[0], distribution=0.75, schedule=PERIODIC, key=KEY)
+    changes = follow(pruner, lambda w, g, m: told.rigl(w, g, m, optims[1], 0.3, **WINDOW), moments)
+    assert sum(changes) >= 5 and not any(c and not d for c, d in zip(changes, due(WINDOW), strict=True))
+
+
+def test_set():
+    def lots(step):
+        key = jax.random.fold_in(jax.random.fold_in(KEY, step), zlib.crc32(b"gain"))
+        keys = [jax.random.fold_in(key, zlib.crc32(path.encode())) for path in ("0.weight", "1.weight")]
+        return [np.asarray(jax.random.bits(k, s, jnp.uint32)) for k, s in zip(keys, SHAPES, strict=True)]
+
+    pruner = eqsparse.SET(ADAM[0], distribution=0.75, schedule=PERIODIC, key=KEY)
+    follow(pruner, lambda w, g, m: told.evolve(w, g, m, ADAM[1], 0.3, **WINDOW, lots=lots), ("mu", "nu"))
+
+
+def test_sparse_momentum():
+    pruner = eqsparse.SNFS(ADAM[0], distribution=0.75, schedule=PERIODIC, key=KEY)
+    retell = lambda w, g, m: told.sparse_momentum(w, g, m, ADAM[1], 0.5, **WINDOW, momentum=0.9)
+    assert sum(follow(pruner, retell, ("mu", "nu"))) >= 5
+
+
+def test_a_drop_fraction_of_ones_own():
+    """Any function of the step, as Optax's schedules."""
+    fraction = optax.linear_schedule(0.5, 0.1, 30)
+    pruner = eqsparse.RigL(SGD[0], distribution=0.75, schedule=PERIODIC, key=KEY, drop_fraction=fraction)
+
+    def retell(w, g, m):
+        plain = told.cosine
+        told.cosine = lambda _, step, stop: float(fraction(step))
+        try:
+            yield from told.rigl(w, g, m, SGD[1], None, **WINDOW)
+        finally:
+            told.cosine = plain
+
+    follow(pruner, retell)
+
+
+@pytest.mark.parametrize("optims, moments", [(SGD, ()), (ADAM, ("mu", "nu"))], ids=["sgd", "adam"])
+def test_top_kast(optims, moments):
+    train = [round(0.5 * math.prod(s)) for s in SHAPES]
+    pruner = eqsparse.TopKAST(optims[0], distribution=0.75, backward_sparsity=0.5, decay=0.01, schedule=PERIODIC)
+    retell = lambda w, g, m: told.top_kast(w, g, KEEP, train, optims[1], 0.01, **WINDOW)
+    assert any(follow(pruner, retell, moments))
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_acdc(reset):
+    phases = {"start": 5, "stop": 40, "dense_steps": 6, "sparse_steps": 8}
+    pruner = eqsparse.ACDC(ADAM[0], distribution=0.75, schedule=eqsparse.Alternating(**phases), reset=reset)
+    changes = follow(pruner, lambda w, g, m: told.alternate(w, g, KEEP, ADAM[1], **phases, reset=reset), ("mu", "nu"))
+    assert [t for t, changed in enumerate(changes) if changed][:5] == [5, 13, 19, 27, 33]
+
+
+@pytest.mark.parametrize("rewind", [0, 3])
+def test_lottery_ticket(rewind):
+    pruner = eqsparse.LotteryTicket(ADAM[0], distribution=0.75, rounds=4, steps=11, rewind=rewind)
+    changes = follow(pruner, lambda w, g, m: told.lottery(w, g, 0.75, ADAM[1], 4, 11, rewind), ("mu", "nu"))
+    assert [t for t, changed in enumerate(changes) if changed] == [11, 22, 33, 44]
+
+
+def cubic(target):
+    def kept_at(n, step):
+        share = 1 - (1 - Fraction(step - WINDOW["start"], WINDOW["stop"] - WINDOW["start"])) ** 3
+        return common.counted(n, 1 - float(target * share)) if step < WINDOW["stop"] else round(n * (1 - target))
+
+    return kept_at
+
+
+def test_movement():
+    pruner = eqsparse.MovementPruning(ADAM[0], distribution=0.75, schedule=eqsparse.Polynomial(**WINDOW))
+    retell = lambda w, g, m: told.by_memory(
+        w, g, cubic(0.75), ADAM[1], lambda s, w, g: s - w * g, lambda w, s, _: s, **WINDOW, comes_back=True
+    )
+    follow(pruner, retell, ("mu", "nu"))
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own running mean", "the optimiser's second moment"])
+def test_fisher(own):
+    optims, moments = (SGD, ()) if own else (ADAM, ("mu", "nu"))
+    pruner = eqsparse.FisherPruning(optims[0], distribution=0.75, schedule=eqsparse.Polynomial(**WINDOW))
+    _, state = pruner.init(model_of(drawn(0)[0]))
+    assert bool(state.memory) == own  # nothing is kept twice
+    remember = lambda s, w, g: np.float32(0.999) * s + np.float32(0.001) * g * g
+    score = lambda w, s, state: w * w * (s if own else state[1])
+    retell = lambda w, g, m: told.by_memory(
+        w, g, cubic(0.75), optims[1], remember, score, **WINDOW, comes_back=False
+    )
+    follow(pruner, retell, moments)
