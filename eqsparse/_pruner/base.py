@@ -19,6 +19,7 @@ from .._selection import own_key, update_if
 from .._show import show
 from .._sites import (
     as_patterns,
+    check_by_pattern,
     is_model,
     masks_of,
     Pattern,
@@ -258,4 +259,7 @@ def as_structures(value: Any) -> AbstractStructure | PatternMap:
     every = value.values() if isinstance(value, Mapping) else [value]
     for structure in every:
         instance(structure, AbstractStructure, "structure", "a structure, or a dict of pattern → structure")
-    return PatternMap(value) if isinstance(value, Mapping) else value
+    if not isinstance(value, Mapping):
+        return value
+    check_by_pattern(value, "structure", "structure")
+    return PatternMap(value)
