@@ -8,6 +8,7 @@ from .density import (
     fraction_of as fraction_of,
     FULL as FULL,
     HALF_STEP as HALF_STEP,
+    highest_line as highest_line,
     sparsity_of as sparsity_of,
 )
 from .keys import in_float32 as in_float32, sort_key as sort_key
