@@ -1,5 +1,6 @@
 """Checks of what users pass in. A message names the argument, the rule and the value."""
 
+import math
 import operator
 from collections.abc import Iterable
 from typing import Any
@@ -12,6 +13,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike
 
 _LARGEST_INT32 = 2**31 - 1
+GRID = 10_000_000  # a sparsity stands for the nearest multiple of 1 / GRID
 
 
 def known(value: Any) -> bool:
@@ -24,7 +26,12 @@ def unit(value: ArrayLike, argument: str) -> Array:
     array = number(value, argument, jnp.float32)
     if known(array) and not np.all((np.asarray(array) >= 0) & (np.asarray(array) <= 1)):
         raise ValueError(f"`{argument}` must be in [0, 1]. Got {_shown(value)}.")
-    return array
+    return array if isinstance(value, jax.Array) else jnp.asarray(on_grid(value), jnp.float32)
+
+
+def on_grid(sparsity: float | np.ndarray | np.generic) -> np.ndarray:
+    """The multiple of 1e-7 that a sparsity stands for, in its own precision: that of its float32 may be the next."""
+    return np.floor(np.clip(np.asarray(sparsity, np.float64), 0, 1) * GRID + 0.5) / GRID
 
 
 def whole(value: ArrayLike, argument: str, least: int) -> Array:
@@ -39,12 +46,16 @@ def whole(value: ArrayLike, argument: str, least: int) -> Array:
     return number(value, argument, jnp.int32)
 
 
-def integer(value: Any, argument: str) -> int:
+def integer(value: Any, argument: str, least: int | None = None) -> int:
     """A whole number that shapes depend on, so never an array that is traced."""
+    rule = "a whole number" if least is None else f"a whole number of at least {least}"
     try:
-        return operator.index(value)
+        found = operator.index(value)
     except TypeError:
-        raise ValueError(f"`{argument}` must be a whole number. Got {value!r}.") from None
+        raise ValueError(f"`{argument}` must be {rule}. Got {value!r}.") from None
+    if least is not None and found < least:
+        raise ValueError(f"`{argument}` must be {rule}. Got {value!r}.")
+    return found
 
 
 def integers(values: Any, argument: str) -> tuple[int, ...]:
@@ -56,6 +67,21 @@ def integers(values: Any, argument: str) -> tuple[int, ...]:
 
 def number(value: ArrayLike, argument: str, dtype: Any) -> Array:
     """A number as an array leaf, so that Python numbers, NumPy's and arrays behave alike and never retrace."""
+    _one_number(value, argument)
+    return jnp.asarray(value, dtype=dtype)
+
+
+def constant(value: ArrayLike, argument: str) -> float:
+    """A finite number of at least 0 that is compiled in, so never an array that is traced."""
+    _one_number(value, argument)
+    if not known(value):
+        raise ValueError(f"`{argument}` must be a number that is not traced. Got {value}.")
+    if not 0 <= float(value) < math.inf:
+        raise ValueError(f"`{argument}` must be finite and not negative. Got {_shown(value)}.")
+    return float(value)
+
+
+def _one_number(value: ArrayLike, argument: str) -> None:
     numeric = hasattr(value, "dtype") or isinstance(value, int | float)
     if not numeric or isinstance(value, bool) or not _is_real(value):
         raise ValueError(f"`{argument}` must be a number. Got {_shown(value)}.")
@@ -63,7 +89,6 @@ def number(value: ArrayLike, argument: str, dtype: Any) -> Array:
         raise ValueError(
             f"`{argument}` must be one number; sweep over several with `jax.vmap`. Got shape {np.shape(value)}."
         )
-    return jnp.asarray(value, dtype=dtype)
 
 
 def instance(value: Any, hint: Any, argument: str, rule: str) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float32, PyTree, UInt32
 from .._check import unit
 from .._selection import density_of, sparsity_of
 from .._show import show
-from .._sites import PatternMap, read, Sites
+from .._sites import check_by_pattern, PatternMap, read, Sites
 from .budget import AbstractBudget
 
 
@@ -44,6 +44,7 @@ Overrides = Mapping[Any, ArrayLike | None] | None
 
 def overriding(overrides: Overrides, argument: str) -> PatternMap:
     """Pattern → sparsity or `None`, checked."""
+    check_by_pattern(overrides, argument, "sparsity or `None`")
     return PatternMap(overrides, lambda value: None if value is None else unit(value, argument))
 
 

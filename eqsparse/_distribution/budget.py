@@ -123,7 +123,7 @@ class SharedBudget(AbstractBudget):
         contests = self._contests(scores, sites, structures, kept)
         ranks = [sites[path].core_rank for path in self.paths]
         k = count(sum(sites[path].weight.size for path in self.paths), density)
-        floor = jnp.where(density > 0, jnp.uint32(self.floor), jnp.uint32(0))
+        floor = jnp.where(density > 0, jnp.uint32(min(self.floor, 2**32 - 1)), jnp.uint32(0))
 
         def finish(winners: list[list[Bool[Array, "..."]]]) -> dict[str, Bool[Array, "..."]]:
             return _spread(with_floor(winners[0], contests, k, floor, ranks), sites, structures, self.paths)

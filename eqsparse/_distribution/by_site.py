@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float32, UInt32
 
-from .._check import unit
-from .._selection import density_from_fraction, density_of, fraction_of, FULL
+from .._check import constant, unit
+from .._selection import density_of, FULL, highest_line
 from .._sites import PatternMap, Sites
 from .base import AbstractDistribution, default_or, overridden, Overrides, overriding
 from .budget import AbstractBudget, SiteBudget
@@ -92,13 +92,11 @@ class ERK(AbstractDistribution):
             left out of the budget.
         - `power`: Exponent on the raw densities. Below 1 evens them out.
 
-        **Raises:** `ValueError` if a sparsity is outside `[0, 1]` or `power` is negative.
+        **Raises:** `ValueError` if a sparsity is outside `[0, 1]`, or `power` is no finite number of at least 0.
         """
         self.sparsity = unit(sparsity, "ERK(sparsity=...)")
         self.overrides = overriding(overrides, "ERK(overrides=...)")
-        if not float(power) >= 0:
-            raise ValueError(f"`ERK(power=...)` must not be negative. Got {power}.")
-        self.power = float(power)
+        self.power = constant(power, "ERK(power=...)")
 
     def budgets(self, sites: Sites) -> list[AbstractBudget]:
         special = overridden(self.overrides, sites, "ERK(overrides=...)")
@@ -110,20 +108,23 @@ class ERK(AbstractDistribution):
 def erk_densities(sites: Sites, density: UInt32[Array, ""], power: float) -> dict[str, UInt32[Array, ""]]:
     """The densities `min(1, ε r)` that keep the share `density` of all weights.
 
-    With the layers by falling raw density r, of sizes n, and S and R the sums of n over the first j and of
-    n r over the rest, the kept total is the least of `S + ε R` over j (it is concave in ε), so ε is the largest
-    of `(target - S) / R`: no iteration, and it works on traced targets.
+    With the layers by falling raw density r, of sizes n and N in all, and S and R the sums of n over the first j
+    and of n r over the rest, the kept total is the least of `S + ε R` over j (it is concave in ε), so ε is the
+    largest of `(N · density - S) / R`: no iteration, and it works on traced targets. For a layer these are lines
+    over the density, `N r / R` and `S r / R`, of which those count that don't have it saturated. They are static,
+    so that no arithmetic on sizes is left to float32.
     """
     sites = {path: site for path, site in sites.items() if site.weight.size > 0}
     if not sites:
         return {}
-    raw = {path: (sum(s.core) / s.slice_size) ** power for path, s in sites.items()}
-    order = sorted(sites, key=lambda path: -raw[path])
-    n = np.array([sites[path].weight.size for path in order], np.float64)
-    r = np.array([raw[path] for path in order], np.float64)
+    bases = {path: sum(s.core) / s.slice_size for path, s in sites.items()}
+    base = np.array(sorted(set(bases.values()), reverse=True))
+    n = np.array([sum(sites[path].weight.size for path in sites if bases[path] == b) for b in base], np.float64)
     saturated = np.concatenate([[0.0], np.cumsum(n)[:-1]])
-    free = np.cumsum((n * r)[::-1])[::-1]
-    scale = fraction_of(density) * jnp.asarray(n.sum() / free, jnp.float32) - jnp.asarray(saturated / free, jnp.float32)
-    epsilon = jnp.max(scale)
-    share = {path: density_from_fraction(epsilon * jnp.float32(raw[path])) for path in sites}
-    return {path: jnp.where(density == FULL, FULL, d) for path, d in share.items()}
+    with np.errstate(over="ignore", under="ignore", divide="ignore"):  # a large power lets one layer take all
+        ratio = (base[None, :] / base[:, None]) ** power
+        free = np.cumsum((n * ratio)[:, ::-1], axis=1)[:, ::-1]
+        slope, offset = np.tril(n.sum() / free), np.tril(saturated / free)
+    shares = highest_line(density, slope, offset)
+    rows = dict(zip(base.tolist(), jnp.where(density == FULL, FULL, shares), strict=True))
+    return {path: rows[b] for path, b in bases.items()}

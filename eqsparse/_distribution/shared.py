@@ -5,7 +5,7 @@ from typing import final
 import equinox as eqx
 from jaxtyping import Array, ArrayLike, Float32
 
-from .._check import unit
+from .._check import integer, unit
 from .._selection import density_of
 from .._sites import PatternMap, Sites
 from .base import AbstractDistribution, default_or, overridden, Overrides, overriding
@@ -37,13 +37,11 @@ class Global(AbstractDistribution):
             budget.
         - `floor`: Weights that each layer keeps at least. Floors are filled first and count towards the total.
 
-        **Raises:** `ValueError` if a sparsity is outside `[0, 1]` or `floor` is negative.
+        **Raises:** `ValueError` if a sparsity is outside `[0, 1]`, or `floor` is no whole number of at least 0.
         """
         self.sparsity = unit(sparsity, "Global(sparsity=...)")
         self.overrides = overriding(overrides, "Global(overrides=...)")
-        if int(floor) != floor or floor < 0:
-            raise ValueError(f"`Global(floor=...)` must be a whole number of at least 0. Got {floor}.")
-        self.normalise, self.floor = bool(normalise), int(floor)
+        self.normalise, self.floor = bool(normalise), integer(floor, "Global(floor=...)", 0)
 
     def budgets(self, sites: Sites) -> list[AbstractBudget]:
         normaliser = by_norm if self.normalise else as_they_are

@@ -17,7 +17,19 @@ from .._model import is_sparsified, sparsify
 from .._schedule import AbstractSchedule, NoSchedule
 from .._selection import in_float32, own_key
 from .._show import show
-from .._sites import as_patterns, is_model, masks_of, Pattern, PatternMap, read, Sites, weights_of, Where, write
+from .._sites import (
+    as_patterns,
+    check_by_pattern,
+    is_model,
+    masks_of,
+    Pattern,
+    PatternMap,
+    read,
+    Sites,
+    weights_of,
+    Where,
+    write,
+)
 from .._structure import AbstractStructure, Unstructured
 from ._transition import AbstractTransition, Moment, Monotone, WORTH
 from .as_optax import as_optax, forward_params
@@ -354,4 +366,7 @@ def as_structures(value: Any) -> AbstractStructure | PatternMap:
     every = value.values() if isinstance(value, Mapping) else [value]
     for structure in every:
         instance(structure, AbstractStructure, "structure", "a structure, or a dict of pattern → structure")
-    return PatternMap(value) if isinstance(value, Mapping) else value
+    if not isinstance(value, Mapping):
+        return value
+    check_by_pattern(value, "structure", "structure")
+    return PatternMap(value)

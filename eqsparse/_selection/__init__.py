@@ -8,6 +8,7 @@ from .density import (
     fraction_of as fraction_of,
     FULL as FULL,
     HALF_STEP as HALF_STEP,
+    highest_line as highest_line,
     share as share,
     sparsity_of as sparsity_of,
 )

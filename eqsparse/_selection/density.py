@@ -10,35 +10,35 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float32, UInt32
 
-from .limbs import add, multiply, where, Wide, wide
+from .._check import GRID, on_grid
+from .limbs import add, clipped_subtract, multiply, where, Wide, wide
 
 FULL = np.uint32(0xFFFFFFFF)
-_GRID = 10_000_000  # a sparsity stands for the nearest multiple of 1 / _GRID
-HALF_STEP = 2**32 // (2 * _GRID) + 2  # half of that as a density; more for the rounding of a density
+HALF_STEP = 2**32 // (2 * GRID) + 2  # half of that as a density; more for the rounding of a density
 
 
 def density_of(sparsity: ArrayLike) -> UInt32[Array, "..."]:
     """The density that a sparsity asks for, traced or not. Sparsities outside [0, 1] and NaN are clamped.
 
     A float32 in [0, 1] names its nearest multiple of 1e-7 without doubt, so 0.9 means nine tenths
-    although no float is nine tenths. Rounded up in the last bit, so that halves of `n * density`
-    round up as they would in exact arithmetic.
+    although no float is nine tenths; a number of higher precision goes to its own nearest multiple.
+    Rounded up in the last bit, so that halves of `n * density` round up as they would in exact arithmetic.
     """
-    s = jnp.asarray(sparsity, jnp.float32)
+    s = jnp.asarray(sparsity if isinstance(sparsity, jax.Array) else on_grid(sparsity), jnp.float32)
     s = jnp.where(s > 0, jnp.minimum(s, 1), 0)
     bits = jax.lax.bitcast_convert_type(s, jnp.uint32)
     exponent = 150 - (bits >> 23)  # s = mantissa / 2**exponent, exponent ≥ 23
     mantissa = (bits & 0x7FFFFF) | 0x800000
     tiny = exponent > 60
     exponent = jnp.minimum(exponent, 60)
-    product = add(multiply(mantissa, _GRID), _power_of_two(exponent - 1))
+    product = add(multiply(mantissa, GRID), _power_of_two(exponent - 1))
     removed = jnp.where(tiny, jnp.uint32(0), _shift_right(product, exponent))
-    kept = _GRID - removed
+    kept = GRID - removed
     q, rest = jnp.zeros_like(kept), kept
     for _ in range(4):  # long division of kept · 2³² by the grid, a byte at a time
-        q = (q << 8) | ((rest << 8) // _GRID)
-        rest = (rest << 8) % _GRID
-    return jnp.where(kept == _GRID, FULL, q + (rest > 0).astype(jnp.uint32))
+        q = (q << 8) | ((rest << 8) // GRID)
+        rest = (rest << 8) % GRID
+    return jnp.where(kept == GRID, FULL, q + (rest > 0).astype(jnp.uint32))
 
 
 def density_from_fraction(fraction: ArrayLike) -> UInt32[Array, "..."]:
@@ -47,6 +47,27 @@ def density_from_fraction(fraction: ArrayLike) -> UInt32[Array, "..."]:
     inside = jnp.where((d > 0) & (d < 1), d, 0)
     q = jnp.round(inside * jnp.float32(2.0**32)).astype(jnp.uint32)
     return jnp.where(d >= 1, FULL, q)
+
+
+def highest_line(density: UInt32[Array, ""], slope: np.ndarray, offset: np.ndarray) -> UInt32[Array, "rows"]:
+    """`max_j(slope[i, j] · density - offset[i, j])` for each row i, as a density, in integers.
+
+    Slopes and offsets are static, in float64, with 0 ≤ offset ≤ slope. To 32 bits of the slope: with
+    `slope ≤ N / n` for n of N weights, the n weights times the density are exact to about N · 2⁻³².
+    """
+    # slope = mantissa / 2**exponent, to which the product with a density adds 32 bits, as the offset has.
+    exponent = np.clip(32 - np.frexp(slope)[1], 1, 63)
+    mantissa = np.minimum(np.rint(np.ldexp(slope, exponent)), 2.0**32 - 1).astype(np.uint32)
+    taken = np.minimum(np.rint(np.ldexp(offset, exponent + 32)), 2.0**64 - 2**11).astype(np.uint64)
+    off = Wide(jnp.asarray((taken >> 32).astype(np.uint32)), jnp.asarray((taken & 0xFFFFFFFF).astype(np.uint32)))
+    return _highest(density, jnp.asarray(mantissa), jnp.asarray(exponent.astype(np.uint32)), off)
+
+
+@jax.jit  # one small function to compile where it is called outside of one, not forty
+def _highest(density: Array, mantissa: Array, exponent: Array, off: Wide) -> UInt32[Array, "rows"]:
+    height = clipped_subtract(multiply(mantissa, density), off)
+    beyond = (exponent < 32) & (height.hi >> jnp.minimum(exponent, 31) > 0)
+    return jnp.max(jnp.where(beyond, FULL, _shift_right(height, exponent)), axis=-1)
 
 
 def fraction_of(density: UInt32[Array, "..."]) -> Float32[Array, "..."]:

@@ -15,9 +15,11 @@ def sort_key(scores: Shaped[Array, "*shape"]) -> UInt[Array, "*shape"]:
     """
     if jnp.issubdtype(scores.dtype, jnp.unsignedinteger):
         return jnp.minimum(scores, jnp.asarray(jnp.iinfo(scores.dtype).max - 2, scores.dtype))
-    if not jnp.issubdtype(scores.dtype, jnp.floating):
-        raise ValueError(f"`scores` must be floating point or unsigned integers. Got dtype {scores.dtype}.")
-    info = jnp.finfo(scores.dtype)
+    info = jnp.finfo(scores.dtype) if jnp.issubdtype(scores.dtype, jnp.floating) else None
+    if info is None or info.bits not in _UNSIGNED:  # narrower floats differ in what infinity and NaN look like
+        raise ValueError(
+            f"`scores` must be floating point of 16, 32 or 64 bits, or unsigned integers. Got dtype {scores.dtype}."
+        )
     unsigned = _UNSIGNED[info.bits]
     bits = jax.lax.bitcast_convert_type(scores, unsigned)
     sign = jnp.asarray(1 << (info.bits - 1), unsigned)

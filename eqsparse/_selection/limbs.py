@@ -58,7 +58,9 @@ def maximum(a: Wide, b: Wide) -> Wide:
 
 def clipped_subtract(a: Wide, b: Wide) -> Wide:
     """`max(a - b, 0)`."""
-    return where(at_least(a, b), subtract(a, b), Wide(jnp.zeros_like(a.hi), jnp.zeros_like(a.lo)))
+    difference = subtract(a, b)
+    # Zeros made from the difference: on an explicit mesh `a` alone may be laid out differently.
+    return where(at_least(a, b), difference, Wide(jnp.zeros_like(difference.hi), jnp.zeros_like(difference.lo)))
 
 
 def total(counts: UInt32[Array, "arrays ..."]) -> Wide:

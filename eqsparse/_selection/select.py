@@ -44,6 +44,14 @@ class Contest(NamedTuple):
     def groups(self) -> int:
         return math.prod(self.scores.shape[self.scores.ndim - self.rank :])
 
+    @property
+    def weights(self) -> int:
+        """In all groups of one contest."""
+        if not isinstance(self.sizes, np.ndarray):
+            return self.groups * self.sizes
+        competing = self.scores.shape[self.scores.ndim - self.rank :]
+        return int(np.broadcast_to(self.sizes, competing).sum(dtype=np.int64))
+
     def keys(self) -> UInt[Array, "..."]:
         keys = sort_key(self.scores)
         return keys if self.seeded is None else jnp.where(self.seeded, raised(keys.dtype), keys)
@@ -60,11 +68,13 @@ class Contest(NamedTuple):
 class Heat(NamedTuple):
     """Contests whose groups all compete with each other, for `k` weights together.
 
-    `k` is one value, or one for each of the contests side by side.
+    - `k`: one value, or one for each of the contests side by side.
+    - `at_least`: never keep fewer, where no choice of whole groups holds exactly `k` weights.
     """
 
     contests: Sequence[Contest]
     k: Wide
+    at_least: bool = False
 
 
 def select(contest: Contest, k: Wide) -> Bool[Array, "..."]:
@@ -84,9 +94,18 @@ def select_many(contests: Sequence[Contest], k: Wide) -> list[Bool[Array, "..."]
 
 def select_all(heats: Sequence[Heat]) -> list[list[Bool[Array, "..."]]]:
     """The winners of each heat, found side by side in the same passes."""
-    held = [Heat([c for c in heat.contests if c.groups > 0], heat.k) for heat in heats]
+    held = [heat._replace(contests=_in_one_precision([c for c in heat.contests if c.groups > 0])) for heat in heats]
     chosen = iter(_select_all([heat for heat in held if heat.contests]))
     return [[jnp.zeros(c.scores.shape, bool) if c.groups == 0 else next(chosen) for c in h.contests] for h in heats]
+
+
+def _in_one_precision(contests: Sequence[Contest]) -> Sequence[Contest]:
+    """With all scores in the highest of their precisions, so that they are compared by value."""
+    dtypes = {c.scores.dtype for c in contests}
+    if len(dtypes) < 2 or not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
+        return contests
+    widest = jnp.float64 if any(dtype.itemsize > 4 for dtype in dtypes) else jnp.float32
+    return [c._replace(scores=c.scores.astype(widest)) for c in contests]
 
 
 def _select_all(heats: Sequence[Heat]) -> list[Bool[Array, "..."]]:
@@ -101,7 +120,9 @@ def _select_all(heats: Sequence[Heat]) -> list[Bool[Array, "..."]]:
 def select_many_with_floor(
     contests: Sequence[Contest], k: Wide, floor: UInt32[Array, ""], ranks: Sequence[int]
 ) -> list[Bool[Array, "..."]]:
-    """As `select_many`, with at least `floor` groups of every slice, filled first; the total stays `k` if it can.
+    """As `select_many`, with at least `floor` weights of every slice, filled first; the total stays `k` if it can.
+
+    Where groups hold several weights, the fewest groups fill a floor that hold as many.
 
     - `ranks`: the rank of a slice of each array; a floor holds for each slice along the axes before.
     """
@@ -115,13 +136,14 @@ def with_floor(
     floor: UInt32[Array, ""],
     ranks: Sequence[int],
 ) -> list[Bool[Array, "..."]]:
-    """The winners of `select_many`, selected again only if a slice is left with fewer than `floor` groups."""
-    slices = [Contest(c.scores, rank, 1, c.seeded) for c, rank in zip(contests, ranks, strict=True)]
-    floors = [Wide(jnp.uint32(0), jnp.minimum(floor, jnp.uint32(s.groups))) for s in slices]
+    """The winners of `select_many`, selected again only if a slice is left with fewer than `floor` weights."""
+    slices = [Contest(c.scores, rank, c.sizes, c.seeded) for c, rank in zip(contests, ranks, strict=True)]
+    floors = [Wide(jnp.uint32(0), jnp.minimum(floor, jnp.uint32(s.weights))) for s in slices]
     short = [jnp.any(s.tally([m])[0] < f.lo) for s, m, f in zip(slices, winners, floors, strict=True)]
 
     def filled(winners: list[Bool[Array, "..."]]) -> list[Bool[Array, "..."]]:
-        seeds = [seed for (seed,) in select_all([Heat([s], f) for s, f in zip(slices, floors, strict=True)])]
+        fills = [Heat([s], f, at_least=True) for s, f in zip(slices, floors, strict=True)]
+        seeds = [seed for (seed,) in select_all(fills)]
         least = w.total(jnp.stack([c.tally([seed])[0] for c, seed in zip(contests, seeds, strict=True)]))
         both = [seed if c.seeded is None else seed | c.seeded for c, seed in zip(contests, seeds, strict=True)]
         seeded = [c._replace(seeded=seed) for c, seed in zip(contests, both, strict=True)]
@@ -132,7 +154,7 @@ def with_floor(
 
 def _threshold(heat: Heat) -> Search:
     """The search for the smallest kept key."""
-    contests, k = heat
+    contests, k = heat.contests, heat.k
     counted = jnp.stack([c.tally([jnp.full_like(c.scores, True, bool)])[0] for c in contests])
     key_dtype = jax.eval_shape(contests[0].keys).dtype
     zeros = jnp.zeros_like(counted[0], jnp.uint64 if key_dtype == jnp.uint64 else jnp.uint32)
@@ -155,7 +177,8 @@ def _threshold(heat: Heat) -> Search:
 class _Tie(NamedTuple):
     """The groups of one contest within a bracket, which hold `tied` weights, of which `need` are to be kept.
 
-    - `alone`: nothing is kept above the bracket.
+    - `alone`: nothing else is kept, above the bracket or of the tied groups of earlier arrays.
+    - `at_least`: keep no fewer than needed.
     """
 
     contest: Contest
@@ -164,6 +187,7 @@ class _Tie(NamedTuple):
     tied: UInt32[Array, "..."]
     need: UInt32[Array, "..."]
     alone: Bool[Array, "..."]
+    at_least: bool
 
     def first(self, left: UInt32[Array, "..."], start: UInt32[Array, ""]) -> Bool[Array, "..."]:
         """Those of the tied groups that are not among the last `left` of the contest."""
@@ -178,8 +202,11 @@ def _ties(heat: Heat, bracket: Bracket) -> list[_Tie]:
     above = w.total(bracket.count_high)
     need = _shares(w.clipped_subtract(heat.k, above), tied)
     alone = w.equal(above, w.wide(0))
-    parts = zip(heat.contests, tied, need, strict=True)
-    return [_Tie(contest, bracket.low, bracket.high, t, n, alone) for contest, t, n in parts]
+    ties = []
+    for contest, t, n in zip(heat.contests, tied, need, strict=True):
+        ties.append(_Tie(contest, bracket.low, bracket.high, t, n, alone, heat.at_least))
+        alone = alone & (n == 0)
+    return ties
 
 
 def _tie_search(tie: _Tie) -> Search:
@@ -203,7 +230,7 @@ def _winners(tie: _Tie, found: Bracket) -> Bool[Array, "..."]:
     """The groups above the bracket, and the first of the tied ones that hold what is needed."""
     over, under = found.count_low[0] - tie.need, tie.need - found.count_high[0]
     only = tie.alone & (found.count_high[0] == 0)  # the first group stays, however large
-    left = jnp.where((over <= under) | only, found.low, found.high)
+    left = found.low if tie.at_least else jnp.where((over <= under) | only, found.low, found.high)
     keys = tie.contest.keys()
     above = keys >= tie.contest.spread(tie.high).astype(keys.dtype)
     return above | tie.first(left, jnp.uint32(0))

@@ -2,6 +2,7 @@
 
 from .pattern import (
     as_patterns as as_patterns,
+    check_by_pattern as check_by_pattern,
     no_match as no_match,
     Pattern as Pattern,
     PatternMap as PatternMap,

@@ -34,12 +34,28 @@ def as_patterns(where: Where) -> tuple[Pattern, ...] | None:
     one: Any = where  # told apart below, with a message of our own
     patterns = tuple(one) if isinstance(one, Iterable) and not isinstance(one, str) else (one,)
     for pattern in patterns:
-        if not (isinstance(pattern, str | re.Pattern) or callable(pattern)):
+        if not _is_pattern(pattern):
             raise ValueError(
                 "`where` must be a glob, a compiled regular expression, a callable `(path, array) -> bool`, "
                 f"or a list of these. Got {pattern!r}."
             )
     return patterns
+
+
+def check_by_pattern(mapping: Any, argument: str, values: str) -> None:
+    """Raises `ValueError` for what is no dict with patterns as its keys, nor `None`."""
+    if not isinstance(mapping, Mapping | None):
+        raise ValueError(f"`{argument}` must be a dict of pattern → {values}. Got {mapping!r}.")
+    for pattern in mapping or ():
+        if not _is_pattern(pattern):
+            raise ValueError(
+                f"`{argument}` must be a dict with globs, compiled regular expressions or callables "
+                f"`(path, array) -> bool` as its keys. Got the key {pattern!r}."
+            )
+
+
+def _is_pattern(pattern: Any) -> bool:
+    return isinstance(pattern, str | re.Pattern) or callable(pattern)
 
 
 def pick(where: Where, arrays: Mapping[str, Array], argument: str = "where") -> set[str]:

@@ -157,6 +157,17 @@ def test_powers_of_the_raw_density(power):
         check(random_net(rng), float(rng.uniform(0, 0.999)), power)
 
 
+@pytest.mark.parametrize("power", [60.0, 400.0])
+def test_a_large_power_fills_one_layer_after_the_other(power):
+    """Raw densities by hand: (3 + 3)/9, (20 + 30)/600, (300 + 400)/120000. 9 + 600 of 120609 is 0.505%."""
+    shapes = {"c": (300, 400), "a": (3, 3), "b": (20, 30)}
+    for sparsity, kept_of_b, kept_of_c in ((0.99, 600, 597), (0.998, 232, 0)):
+        found = densities(ERK(sparsity, power=power), tree_of(shapes))
+        assert found["a"] == FULL
+        assert abs(kept(600, found["b"]) - kept_of_b) <= 1
+        assert abs(kept(120000, found["c"]) - kept_of_c) <= 1
+
+
 def test_power_zero_is_uniform():
     shapes = {"a": (30, 20), "b": (7, 5, 3, 3), "c": (400, 300)}
     found = densities(ERK(0.83, power=0.0), tree_of(shapes))
@@ -250,9 +261,7 @@ def test_sweeps_over_traced_sparsities():
     found = swept(sweep)
     for i, sparsity in enumerate(sweep):
         expected = densities(ERK(float(sparsity)), tree)
-        for path in shapes:
-            assert abs(int(found[path][i]) - expected[path]) <= 2**10  # 2⁻²², float32's roundings in another order
-            assert (int(found[path][i]) == FULL) == (expected[path] == FULL)
+        assert {path: int(found[path][i]) for path in shapes} == expected
     swept(sweep / 2)
     assert len(traces) == 1
 

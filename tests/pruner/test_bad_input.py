@@ -78,6 +78,7 @@ def test_no_number(value):
         ({"structure": "2:4"}, r"structure.*a structure.*'2:4'"),
         ({"structure": eqsparse.Unstructured}, r"structure.*a structure"),
         ({"structure": {"*": 4}}, r"structure.*4"),
+        ({"structure": {5: RUNS}}, r"structure.*globs.*5"),
         ({"where": 3}, r"where.*glob.*3"),
     ],
 )

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from eqsparse._selection import count, count_up, density_from_fraction, density_of, fraction_of, FULL, sparsity_of
+from eqsparse._selection import (
+    count,
+    count_up,
+    density_from_fraction,
+    density_of,
+    fraction_of,
+    FULL,
+    highest_line,
+    sparsity_of,
+)
 
 GRID = 10**7
 
@@ -87,6 +96,17 @@ def test_with_64_bit_numbers_enabled():
 
 
 @settings(deadline=None, max_examples=200)
+@given(st.floats(0, 1))
+def test_float64s_stand_for_their_own_nearest_multiple(sparsity):
+    """Not for that of their float32: 1 - 13/31 is 0.58064516, whose float32 lies nearer to 0.5806451."""
+    exact = Fraction(sparsity) * GRID
+    expected = [GRID - (exact + Fraction(1, 2) + hair).__floor__() for hair in (0, Fraction(1, 10**8))]
+    found = int(density_of(sparsity))
+    assert found in [min(-(-(kept << 32) // GRID), 2**32 - 1) for kept in expected]
+    assert found == int(density_of(np.float64(sparsity))) == int(density_of(np.asarray(sparsity)))
+
+
+@settings(deadline=None, max_examples=200)
 @given(st.integers(0, GRID))
 def test_sparsity_of_gives_back_the_sparsity(removed):
     assert sparsity_of(density_of(removed / GRID)) == removed / GRID
@@ -101,6 +121,21 @@ def test_fractions_there_and_back():
     assert back[1] == 1 and back[0] == 0
     np.testing.assert_allclose(back[2:6], [0.5, 0.1, 1e-7, 2.0**-32], rtol=2e-3)
     assert float(fraction_of(density_of(0.9))) == np.float32(0.1)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.tuples(st.floats(2**-20, 2**20), st.floats(0, 1)), min_size=1, max_size=5),
+    st.integers(0, 2**32 - 1),
+)
+def test_the_highest_of_lines(lines, density):
+    """Against exact fractions, to 32 bits of the slopes (and one more for what is cut off)."""
+    slope = np.asarray([s for s, _ in lines])
+    offset = np.asarray([s * part for s, part in lines])
+    x = Fraction(density, 2**32)
+    exact = [min(max(Fraction(s) * x - Fraction(o), 0), 1) for s, o in zip(slope, offset, strict=True)]
+    found = int(highest_line(jnp.uint32(density), slope[None], offset[None])[0])
+    assert abs(Fraction(found, 2**32) - max(exact)) <= Fraction(slope.max()) / 2**32 + Fraction(1, 2**32)
 
 
 # Counts.

@@ -445,6 +445,22 @@ def test_floors_are_filled_first_and_the_total_stays(devices, data):
         np.testing.assert_array_equal(np.asarray(one), other)
 
 
+def test_floors_are_filled_by_the_fewest_groups_that_hold_them(devices):
+    """Groups of three and of different sizes; a floor beyond what a slice holds takes all of it."""
+    a = jnp.asarray([5.0, 4.0, 3.0, 2.0, 1.0])
+    b = jnp.asarray([[-1.0, -2.0, -3.0], [-4.0, -6.0, -5.0]])
+    sizes = np.asarray([2, 1, 4], np.uint32)
+    contests = [Contest(a, 1, 3), Contest(b, 2, np.stack([sizes, sizes]))]
+    one = jax.jit(lambda k, floor: select_many_with_floor(contests, limbs(k), floor, [1, 2]))
+    chosen = lambda k, floor: [np.flatnonzero(m).tolist() for m in one(jnp.uint32(k), jnp.uint32(floor))]
+    assert chosen(15, 0) == [[0, 1, 2, 3, 4], []]
+    assert chosen(15, 1) == [[0, 1, 2, 3], [0]]  # 12 and 2 of 15; with the last group of a it would be 17
+    assert chosen(15, 2) == [[0, 1, 2, 3], [0]]
+    assert chosen(15, 3) == [[0, 1, 2, 3], [0, 1]]
+    assert chosen(15, 4) == [[0, 1, 2], [0, 1, 2]]
+    assert chosen(3, 100) == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5]]
+
+
 def test_floors_under_vmap(devices):
     """Mapped over scores and k: only some of the members are short of a floor."""
     rng = np.random.default_rng(8)
