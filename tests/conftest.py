@@ -43,4 +43,3 @@ def forget_compiled_functions():
     """Compiled functions of one file serve no other, and take gigabytes together."""
     yield
     jax.clear_caches()
-
