@@ -70,8 +70,10 @@ def is_sparsified(model: PyTree) -> bool:
 
 def _fields(layer: Any) -> tuple[str, ...]:
     """The fields of a layer that are masked or could be."""
-    names = getattr(layer, "fields", layer.masks) if isinstance(layer, AbstractMasked) else maskable_fields(layer)
-    inner = layer.layer if isinstance(layer, AbstractMasked) else layer
+    if isinstance(layer, AbstractMasked):  # asked of the class: an instance reads through to what it masks
+        names, inner = getattr(type(layer), "fields", layer.masks), layer.layer
+    else:
+        names, inner = maskable_fields(layer), layer
     return tuple(name for name in names if eqx.is_inexact_array(getattr(inner, name)))
 
 
