@@ -42,8 +42,8 @@ def sparsify(model: PyTree, where: Where = None, *, packed: bool = False) -> PyT
         if not fields:
             return layer
         twin = twin_of(layer)
-        masked = layer if twin is None else twin.from_layer(layer)
-        had = masked.masks if masked is layer else {}
+        masked = layer if twin is None else twin.holding(layer, {})
+        had = masked.masks
         new = {n: Mask.full(getattr(masked.layer, n), packed=packed) for n in fields if n not in had}
         return replace_fields(masked, {"masks": {**had, **new}})
 
