@@ -10,6 +10,7 @@ from jaxtyping import Array, PyTree
 from .._layers import AbstractMasked, maskable_fields, twin_of
 from .._mask import Mask
 from .._sites import is_model, join, map_layers, pick, read, replace_fields, Where
+from .buffers import own_buffers
 
 
 def sparsify(model: PyTree, where: Where = None, *, packed: bool = False) -> PyTree:
@@ -24,7 +25,8 @@ def sparsify(model: PyTree, where: Where = None, *, packed: bool = False) -> PyT
     - `packed`: Store masks with eight weights to a byte.
 
     **Returns:** The model, with `eqsparse.MaskedLinear` in the place of `eqx.nn.Linear`, and so on. Weights
-    that `eqx.nn.Shared` ties to a masked one are tied to its effective weight.
+    that `eqx.nn.Shared` ties to a masked one are tied to its effective weight. No two leaves are in the same
+    buffer, so that the model can be donated.
 
     **Raises:** `ValueError` if a pattern matches no weight, or the model has no layer that can be masked.
     """
@@ -47,7 +49,7 @@ def sparsify(model: PyTree, where: Where = None, *, packed: bool = False) -> PyT
         new = {n: Mask.full(getattr(masked.layer, n), packed=packed) for n in fields if n not in had}
         return replace_fields(masked, {"masks": {**had, **new}})
 
-    return _map_shared(map_layers(model, mask_layer), _tie)
+    return own_buffers(_map_shared(map_layers(model, mask_layer), _tie))
 
 
 def materialise(model: PyTree) -> PyTree:

@@ -13,7 +13,7 @@ from .._check import instance, random_key
 from .._criterion import AbstractCriterion
 from .._distribution import AbstractDistribution, Uniform
 from .._mask import Mask, masked, on_mask
-from .._model import is_sparsified, sparsify
+from .._model import is_sparsified, own_buffers, sparsify
 from .._schedule import AbstractSchedule, NoSchedule
 from .._selection import own_key, update_if
 from .._show import show
@@ -30,7 +30,6 @@ from .._sites import (
     write,
 )
 from .._structure import AbstractStructure, Unstructured
-from .buffers import own_buffers
 from .match import like_parameters, same_sites
 from .optimiser import mask_state, optimise, parameter_places
 from .plan import frozen_sites, Plan, plan
