@@ -31,7 +31,7 @@ from .._sites import (
 )
 from .._structure import AbstractStructure, Unstructured
 from .match import like_parameters, same_sites
-from .optimiser import mask_state, optimise, parameter_places
+from .optimiser import mask_state, numbers_as_arrays, optimise, parameter_places
 from .plan import frozen_sites, Plan, plan
 from .transition import AbstractTransition
 
@@ -145,7 +145,7 @@ class AbstractPruner(eqx.Module):
         same_sites(state, frozen_sites(sites))
         if grads is not None or self.optim is not None or "grads" in self.criterion.needs:
             grads = like_parameters(grads, eqx.filter(model, eqx.is_inexact_array))
-        return self._step(model, grads, state, extra)
+        return self._step(model, grads, state, numbers_as_arrays(extra))
 
     def prune(self, model: _Tree, *, grads: PyTree = None, key: PRNGKeyArray | None = None) -> _Tree:
         """Prunes to the target at once, without training.

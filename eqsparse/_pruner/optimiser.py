@@ -1,15 +1,18 @@
 """Keeping optimiser state on the masks: matched to weights by key path, whatever the optimiser."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import jax.tree_util as jtu
 import optax
 from jaxtyping import Array, Bool, PyTree
 
 from .._mask import on_mask
 from .._sites import path_of, Sites, write
+
+_Tree = TypeVar("_Tree")
 
 
 def optimise(
@@ -19,6 +22,12 @@ def optimise(
     with jax.numpy_dtype_promotion("standard"):  # which Optax's own arithmetic relies on
         updates, state = optax.with_extra_args_support(optim).update(grads, state, parameters, **extra)
         return optax.apply_updates(parameters, updates), state
+
+
+def numbers_as_arrays(extra: _Tree) -> _Tree:
+    """Python's numbers as arrays: as constants of the compiled step, each `value=float(loss)` would compile anew."""
+    number = lambda x: isinstance(x, int | float | complex) and not isinstance(x, bool)
+    return jax.tree.map(lambda x: jnp.asarray(x) if number(x) else x, extra)
 
 
 def mask_state(state: PyTree, masks: Mapping[str, Bool[Array, "..."]], places: Mapping[str, str | None]) -> PyTree:
