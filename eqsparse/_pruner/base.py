@@ -169,8 +169,12 @@ class AbstractPruner(eqx.Module):
             name = type(self).__name__
             raise ValueError(f"`{name}.prune(model=...)` must hold a floating-point array of rank 2 or more. Got none.")
         made.check()
-        masks = self._prune(model, grads, self.key if key is None else key)
         sites = read(model)
+        random_key(key, f"{type(self).__name__}.prune(key=...)")
+        key = self.key if key is None else key
+        if key is not None:  # under `vmap` each member draws its own, as from `init`
+            key = own_key(key, next(iter(sites.values())).weight)
+        masks = self._prune(model, grads, key)
         new = {path: (sites[path].mask or Mask(mask)).replace(mask) for path, mask in masks.items()}
         kept = {path: new.get(path, site.mask) for path, site in sites.items()}
         weights = {path: masked(sites[path].weight, mask) for path, mask in kept.items() if mask is not None}
