@@ -31,7 +31,7 @@ from .._sites import (
 )
 from .._structure import AbstractStructure, Unstructured
 from .match import like_parameters, same_sites
-from .optimiser import mask_state, numbers_as_arrays, optimise, parameter_places
+from .optimiser import mask_state, numbers_as_arrays, optimise, parameter_places, start
 from .plan import frozen_sites, Plan, plan
 from .transition import AbstractTransition
 
@@ -121,7 +121,7 @@ class AbstractPruner(eqx.Module):
         sites = read(model)
         self._plan(sites).check()
         model = write(model, {path: masked(sites[path].weight, mask) for path, mask in masks_of(sites).items()})
-        optim = None if self.optim is None else self.optim.init(eqx.filter(model, eqx.is_inexact_array))
+        optim = None if self.optim is None else start(self.optim, eqx.filter(model, eqx.is_inexact_array))
         witness = next(iter(sites.values())).weight
         # A copy: donating the state must not delete the pruner's own key.
         key = None if self.key is None else jnp.copy(own_key(self.key, witness))

@@ -15,6 +15,12 @@ from .._sites import path_of, Sites, write
 _Tree = TypeVar("_Tree")
 
 
+def start(optim: optax.GradientTransformation, parameters: PyTree) -> PyTree:
+    """The state that an Optax optimiser begins with."""
+    with jax.numpy_dtype_promotion("standard"):  # some call schedules of theirs here already
+        return optim.init(parameters)
+
+
 def optimise(
     optim: optax.GradientTransformation, grads: PyTree, state: PyTree, parameters: PyTree, extra: dict[str, Any]
 ) -> tuple[PyTree, PyTree]:
