@@ -1,5 +1,6 @@
 """Keeping optimiser state on the masks: matched to weights by key path, whatever the optimiser."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -45,14 +46,16 @@ def mask_state(state: PyTree, masks: Mapping[str, Bool[Array, "..."]], places: M
     - `places`: path of every parameter in the tree that the optimiser sees → path of its site (`None` if it is none).
     """
 
-    def zeroed(keys: tuple[Any, ...], leaf: Any) -> Any:
-        site = _site_of([path_of([key]) for key in keys], places)
+    def zeroed(site: str | None, leaf: Any) -> Any:
         mask = None if site is None else masks[site]
         if mask is None or not hasattr(leaf, "shape") or leaf.shape != mask.shape:
             return leaf
         return on_mask(leaf, mask)
 
-    return jtu.tree_map_with_path(zeroed, state)
+    # Also the empty places of parameters that a wrapper leaves out: they tell where its copies of the tree begin.
+    found, treedef = jtu.tree_flatten_with_path(state, is_leaf=lambda x: isinstance(x, tuple) and not x)
+    owners = _sites_of([[path_of([key]) for key in keys] for keys, _ in found], places)
+    return treedef.unflatten([zeroed(site, leaf) for site, (_, leaf) in zip(owners, found, strict=True)])
 
 
 def parameter_places(parameters: PyTree, sites: Sites) -> dict[str, str | None]:
@@ -70,10 +73,16 @@ class _Tag:
         self.path = path
 
 
-def _site_of(names: list[str], places: Mapping[str, str | None]) -> str | None:
-    """The site at the longest end of a key path that is the path of a parameter."""
-    for start in range(len(names) + 1):
-        path = ".".join(names[start:])
-        if path in places:
-            return places[path]
-    return None
+def _sites_of(leaves: list[list[str]], places: Mapping[str, str | None]) -> list[str | None]:
+    """The site of each leaf of a state, given by the names on its way.
+
+    Where several ends of its way are paths of parameters (a model may have a field called `mu`, as Adam's state
+    has), that one counts before which most parameters are found: there a copy of their tree begins.
+    """
+    starts = [[at for at in range(len(names) + 1) if ".".join(names[at:]) in places] for names in leaves]
+    found = Counter(tuple(names[:at]) for names, ats in zip(leaves, starts, strict=True) for at in ats)
+    owners: list[str | None] = []
+    for names, ats in zip(leaves, starts, strict=True):
+        best = max(ats, key=lambda at, names=names: found[tuple(names[:at])], default=None)
+        owners.append(None if best is None else places[".".join(names[best:])])
+    return owners
