@@ -78,11 +78,13 @@ def masks_for(layer: eqx.Module, names: tuple[str, ...], mask: Any, *, packed: b
 
 def weight_of(layer: eqx.Module, name: str) -> Inexact[Array, "..."]:
     """The field of that name, which must be an inexact array."""
-    weight = getattr(layer, name, None)
+    stored = {f.name: getattr(layer, f.name, None) for f in dataclasses.fields(layer)}
+    weight = stored.get(name)  # not by `getattr`: a property's value could not be masked
     if not eqx.is_inexact_array(weight):
-        known = [f.name for f in dataclasses.fields(layer) if eqx.is_inexact_array(getattr(layer, f.name, None))]
+        known = [n for n, value in stored.items() if eqx.is_inexact_array(value)]
+        got = type(weight).__name__ if name in stored else "no field of that name"
         raise ValueError(
             f"`{type(layer).__name__}.{name}` must be a floating-point array to be masked. "
-            f"Got {type(weight).__name__}. Its array fields: {known}."
+            f"Got {got}. Its array fields: {known}."
         )
     return jnp.asarray(weight)

@@ -51,9 +51,14 @@ class AbstractMaskedTwin(AbstractMasked):
                 f"`{cls.__name__}.from_layer(layer=...)` must be an `eqx.nn.{cls.layer_type.__name__}`. "
                 f"Got {type(layer).__name__}."
             )
+        return cls.holding(layer, masks_for(layer, cls.fields, mask, packed=packed))
+
+    @classmethod
+    def holding(cls, layer: Any, masks: dict[str, Mask]) -> Any:
+        """Around an existing layer, as it is, with masks for some of its fields or for none."""
         self = object.__new__(cls)  # not `__init__`, which would make a new layer
         object.__setattr__(self, "layer", layer)
-        object.__setattr__(self, "masks", masks_for(layer, cls.fields, mask, packed=packed))
+        object.__setattr__(self, "masks", masks)
         return self
 
     def core_rank(self, name: str) -> int:

@@ -57,7 +57,7 @@ class Mask(eqx.Module):
         lanes = jnp.broadcast_to(self.bits[..., None], (*self.bits.shape, 8)).astype(jnp.uint32)
         place = jax.lax.broadcasted_iota(jnp.uint32, lanes.shape, lanes.ndim - 1)
         spread = (lanes >> (7 - place)) & 1 != 0
-        return spread.reshape(*self.bits.shape[:-1], -1)[..., : self.last]
+        return spread.reshape(*self.bits.shape[:-1], 8 * self.bits.shape[-1])[..., : self.last]
 
     def nnz(self) -> int | UInt32[Array, ""]:
         """How many weights are kept: exact at any size; in a compiled function a `uint32` scalar."""

@@ -1,5 +1,6 @@
 """Models: sparsify and materialise, partition and combine, masks out and in."""
 
+from .buffers import own_buffers as own_buffers
 from .parts import (
     combine as combine,
     get_masks as get_masks,

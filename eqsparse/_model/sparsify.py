@@ -10,6 +10,7 @@ from jaxtyping import Array, PyTree
 from .._layers import AbstractMasked, maskable_fields, twin_of
 from .._mask import Mask
 from .._sites import is_model, join, map_layers, pick, read, replace_fields, Where
+from .buffers import own_buffers
 
 
 def sparsify(model: PyTree, where: Where = None, *, packed: bool = False) -> PyTree:
@@ -24,7 +25,8 @@ def sparsify(model: PyTree, where: Where = None, *, packed: bool = False) -> PyT
     - `packed`: Store masks with eight weights to a byte.
 
     **Returns:** The model, with `eqsparse.MaskedLinear` in the place of `eqx.nn.Linear`, and so on. Weights
-    that `eqx.nn.Shared` ties to a masked one are tied to its effective weight.
+    that `eqx.nn.Shared` ties to a masked one are tied to its effective weight. No two leaves are in the same
+    buffer, so that the model can be donated.
 
     **Raises:** `ValueError` if a pattern matches no weight, or the model has no layer that can be masked.
     """
@@ -42,12 +44,12 @@ def sparsify(model: PyTree, where: Where = None, *, packed: bool = False) -> PyT
         if not fields:
             return layer
         twin = twin_of(layer)
-        masked = layer if twin is None else twin.from_layer(layer)
-        had = masked.masks if masked is layer else {}
+        masked = layer if twin is None else twin.holding(layer, {})
+        had = masked.masks
         new = {n: Mask.full(getattr(masked.layer, n), packed=packed) for n in fields if n not in had}
         return replace_fields(masked, {"masks": {**had, **new}})
 
-    return _map_shared(map_layers(model, mask_layer), _tie)
+    return own_buffers(_map_shared(map_layers(model, mask_layer), _tie))
 
 
 def materialise(model: PyTree) -> PyTree:
@@ -70,8 +72,10 @@ def is_sparsified(model: PyTree) -> bool:
 
 def _fields(layer: Any) -> tuple[str, ...]:
     """The fields of a layer that are masked or could be."""
-    names = getattr(layer, "fields", layer.masks) if isinstance(layer, AbstractMasked) else maskable_fields(layer)
-    inner = layer.layer if isinstance(layer, AbstractMasked) else layer
+    if isinstance(layer, AbstractMasked):  # asked of the class: an instance reads through to what it masks
+        names, inner = getattr(type(layer), "fields", layer.masks), layer.layer
+    else:
+        names, inner = maskable_fields(layer), layer
     return tuple(name for name in names if eqx.is_inexact_array(getattr(inner, name)))
 
 

@@ -8,8 +8,8 @@ import optax
 from jaxtyping import PyTree
 
 from .._mask import Mask, masked
+from .._model import own_buffers
 from .._sites import masks_of, read, weights_of, write
-from .buffers import own_buffers
 from .match import like_parameters, same_sites
 from .plan import frozen_sites
 

@@ -13,7 +13,7 @@ from .._check import instance, random_key
 from .._criterion import AbstractCriterion
 from .._distribution import AbstractDistribution, Uniform
 from .._mask import Mask, masked
-from .._model import is_sparsified, sparsify
+from .._model import is_sparsified, own_buffers, sparsify
 from .._schedule import AbstractSchedule, NoSchedule
 from .._selection import in_float32, own_key
 from .._show import show
@@ -33,9 +33,8 @@ from .._sites import (
 from .._structure import AbstractStructure, Unstructured
 from ._transition import AbstractTransition, Moment, Monotone, WORTH
 from .as_optax import as_optax, forward_params
-from .buffers import own_buffers
 from .match import like_parameters, same_sites
-from .optimiser import AbstractUpkeep, FreshWhereGrown, parameters_by_path, state_by_site
+from .optimiser import AbstractUpkeep, FreshWhereGrown, numbers_as_arrays, parameters_by_path, start, state_by_site
 from .order import AbstractOrder, Before
 from .plan import frozen_sites, Plan, plan
 from .turn import key_for, masked_sites, Memory, Setting, Turn
@@ -169,7 +168,7 @@ class AbstractPruner(eqx.Module):
         same_sites(state, frozen_sites(sites))
         if grads is not None or self.optim is not None or not {"grads", "memory"}.isdisjoint(self._needs()):
             grads = like_parameters(grads, eqx.filter(model, eqx.is_inexact_array))
-        return self._step(model, grads, state, extra)
+        return self._step(model, grads, state, numbers_as_arrays(extra))
 
     def prune(self, model: _Tree, *, grads: PyTree = None, key: PRNGKeyArray | None = None) -> _Tree:
         """Prunes to the target at once, without training.
@@ -187,7 +186,11 @@ class AbstractPruner(eqx.Module):
         **Raises:** `ValueError` if there is nothing to prune, or an input of the criterion is missing.
         """
         model = self._checked(model)
-        return self._pruned(model, self._prune(model, grads, self.key if key is None else key))
+        random_key(key, f"{type(self).__name__}.prune(key=...)")
+        key = self.key if key is None else key
+        if key is not None:  # under `vmap` each member draws its own, as from `init`
+            key = own_key(key, next(iter(read(model).values())).weight)
+        return self._pruned(model, self._prune(model, grads, key))
 
     def _checked(self, model: _Tree) -> _Tree:
         """The model sparsified if it is one, after making sure that there is something to prune."""
@@ -280,7 +283,7 @@ class AbstractPruner(eqx.Module):
         masks, trained = self._started(parameters, masks, key)
         state = PrunerState(jnp.zeros((), jnp.int32), None, key, trained, {}, frozen_sites(sites))
         turn = self._turn(parameters, masks, state, None, {}).landed(parameters)
-        optim = None if self.optim is None else self.optim.init(turn.parameters)
+        optim = None if self.optim is None else start(self.optim, turn.parameters)
         memory = self._memory(turn, optim) | self.order.start(turn.parameters)
         return turn, dataclasses.replace(state, optim=optim, memory=memory)
 

@@ -1,6 +1,6 @@
 """Checks that gradients and state belong to the model they come with."""
 
-from typing import TYPE_CHECKING
+from typing import Any, TYPE_CHECKING
 
 import equinox as eqx
 import jax
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 def like_parameters(grads: PyTree, parameters: PyTree) -> PyTree:
     """The gradients in the tree of the parameters; raises if they are of another model."""
     want = {path: leaf.shape for path, leaf in leaves_by_path(parameters)}
-    found = {path: leaf for path, leaf in leaves_by_path(grads) if eqx.is_inexact_array(leaf)}
+    there = dict(leaves_by_path(grads))
+    found = {path: leaf for path, leaf in there.items() if eqx.is_inexact_array(leaf)}
     got = {path: leaf.shape for path, leaf in found.items()}
     if want != got:
         path = next(p for p in {**want, **got} if want.get(p) != got.get(p))
         raise ValueError(
-            "`grads` must have one array for each parameter of `model`, as `eqx.filter_grad` gives them. "
-            f"At `{path}` the model has {_shape(want.get(path))}. Got {_shape(got.get(path))}."
+            "`grads` must have one floating-point array for each parameter of `model`, as `eqx.filter_grad` gives "
+            f"them. At `{path}` the model has {_shape(want.get(path))}. Got {_leaf(there.get(path))}."
         )
     return jax.tree.unflatten(jax.tree.structure(parameters), [found[path] for path in want])
 
@@ -38,6 +39,12 @@ def same_sites(state: "PrunerState", sites: tuple[tuple[str, tuple[int, ...]], .
             f"`state` must be that of `model`. At `{path}` the model has {_shape(here.get(path))}. "
             f"Got a state of {_shape(was.get(path))}."
         )
+
+
+def _leaf(leaf: Any) -> str:
+    if eqx.is_inexact_array(leaf):
+        return _shape(leaf.shape)
+    return "nothing" if leaf is None else f"dtype {leaf.dtype}" if eqx.is_array(leaf) else repr(leaf)
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

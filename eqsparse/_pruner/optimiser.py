@@ -1,8 +1,9 @@
 """The optimiser's step, and its state: matched to weights by key path, whatever the optimiser."""
 
 import abc
+from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, final, NamedTuple
+from typing import Any, final, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -14,6 +15,14 @@ from jaxtyping import Array, ArrayLike, Bool, PyTree, Shaped
 from .._mask import on_mask
 from .._sites import path_of, Sites, write
 
+_Tree = TypeVar("_Tree")
+
+
+def start(optim: optax.GradientTransformation, parameters: PyTree) -> PyTree:
+    """The state that an Optax optimiser begins with."""
+    with jax.numpy_dtype_promotion("standard"):  # some call schedules of theirs here already
+        return optim.init(parameters)
+
 
 def optimise(
     optim: optax.GradientTransformation, grads: PyTree, state: PyTree, parameters: PyTree, extra: dict[str, Any]
@@ -22,6 +31,12 @@ def optimise(
     with jax.numpy_dtype_promotion("standard"):  # which Optax's own arithmetic relies on
         updates, state = optax.with_extra_args_support(optim).update(grads, state, parameters, **extra)
         return updates, optax.apply_updates(parameters, updates), state
+
+
+def numbers_as_arrays(extra: _Tree) -> _Tree:
+    """Python's numbers as arrays: as constants of the compiled step, each `value=float(loss)` would compile anew."""
+    number = lambda x: isinstance(x, int | float | complex) and not isinstance(x, bool)
+    return jax.tree.map(lambda x: jnp.asarray(x) if number(x) else x, extra)
 
 
 class AbstractUpkeep(eqx.Module):
@@ -88,10 +103,16 @@ class FreshAtUpdates(AbstractUpkeep):
 
 
 class Parameter(NamedTuple):
-    """A parameter in the tree that the optimiser sees: the path of its site (`None` if it is none), and its shape."""
+    """A parameter in the tree that the optimiser sees.
+
+    - `site`: the path of its site, `None` if it is none.
+    - `shape`: its shape.
+    - `depth`: how many names its path in that tree has.
+    """
 
     site: str | None
     shape: tuple[int, ...]
+    depth: int
 
 
 Parameters = Mapping[str, Parameter]
@@ -111,32 +132,33 @@ def renew_state(
     A leaf belongs to the parameter whose key path its own ends with, if their shapes are equal; so it works for
     moments in any chain, wrapper or partition, and leaves counters and factored statistics alone.
     """
-    made: dict[tuple[Any, ...], Array] = {}
+    made: dict[int, Array] = {}
 
-    def fresh_at(keys: tuple[Any, ...]) -> Array:
+    def fresh_at(place: int) -> Array:
         if not made:
-            made.update(jtu.tree_flatten_with_path(fresh())[0])
-        return made[keys]
+            made.update(enumerate(_leaves(fresh())[1]))
+        return made[place]
 
-    def renewed(keys: tuple[Any, ...], leaf: Any) -> Any:
-        owner = _owner([path_of([key]) for key in keys], parameters)
+    def renewed(place: int, owner: Parameter | None, leaf: Any) -> Any:
         if owner is None or getattr(leaf, "shape", None) != owner.shape:
             return leaf
         masks = (None, None) if owner.site is None else (before.get(owner.site), now.get(owner.site))
-        return upkeep.renewed(leaf, lambda: fresh_at(keys), *masks, due)
+        return upkeep.renewed(leaf, lambda: fresh_at(place), *masks, due)
 
-    return jtu.tree_map_with_path(renewed, state)
+    names, leaves, treedef = _leaves(state)
+    owned = zip(_owners(names, parameters), leaves, strict=True)
+    return treedef.unflatten([renewed(place, owner, leaf) for place, (owner, leaf) in enumerate(owned)])
 
 
 def state_by_site(state: PyTree, field: str, parameters: Parameters) -> dict[str, Array]:
     """The part of an optimiser's state that is called so, by path of the site: the first there is."""
     found: dict[str, Array] = {}
-    for keys, leaf in jtu.tree_flatten_with_path(state)[0]:
-        names = [path_of([key]) for key in keys]
-        if field in names:
-            owner = parameters.get(".".join(names[names.index(field) + 1 :]))
-            if owner is not None and owner.site is not None and getattr(leaf, "shape", None) == owner.shape:
-                found.setdefault(owner.site, leaf)
+    names, leaves, _ = _leaves(state)
+    for way, owner, leaf in zip(names, _owners(names, parameters), leaves, strict=True):
+        if owner is None or owner.site is None or getattr(leaf, "shape", None) != owner.shape:
+            continue
+        if way[: len(way) - owner.depth][-1:] == [field]:
+            found.setdefault(owner.site, leaf)
     return found
 
 
@@ -146,7 +168,7 @@ def parameters_by_path(parameters: PyTree, sites: Sites) -> Parameters:
     is_tag = lambda x: isinstance(x, _Tag)
     found, _ = jtu.tree_flatten_with_path(tagged, is_leaf=is_tag)
     site_of = lambda leaf: leaf.path if is_tag(leaf) else None
-    return {path_of(keys): Parameter(site_of(leaf), tuple(leaf.shape)) for keys, leaf in found}
+    return {path_of(keys): Parameter(site_of(leaf), tuple(leaf.shape), len(keys)) for keys, leaf in found}
 
 
 class _Tag:
@@ -156,10 +178,25 @@ class _Tag:
         self.path, self.shape = path, shape
 
 
-def _owner(names: list[str], parameters: Parameters) -> Parameter | None:
-    """The parameter at the longest end of a key path."""
-    for start in range(len(names) + 1):
-        path = ".".join(names[start:])
-        if path in parameters:
-            return parameters[path]
-    return None
+def _leaves(state: PyTree) -> tuple[list[list[str]], list[Any], Any]:
+    """The names on the way to each leaf, the leaves, and the structure.
+
+    Also the empty places of parameters that a wrapper leaves out: they tell where its copies of the tree begin.
+    """
+    found, treedef = jtu.tree_flatten_with_path(state, is_leaf=lambda x: isinstance(x, tuple) and not x)
+    return [[path_of([key]) for key in keys] for keys, _ in found], [leaf for _, leaf in found], treedef
+
+
+def _owners(leaves: list[list[str]], parameters: Parameters) -> list[Parameter | None]:
+    """The parameter that each leaf of a state belongs to, given by the names on its way.
+
+    Where several ends of its way are paths of parameters (a model may have a field called `mu`, as Adam's state
+    has), that one counts before which most parameters are found: there a copy of their tree begins.
+    """
+    starts = [[at for at in range(len(names) + 1) if ".".join(names[at:]) in parameters] for names in leaves]
+    found = Counter(tuple(names[:at]) for names, ats in zip(leaves, starts, strict=True) for at in ats)
+    owners: list[Parameter | None] = []
+    for names, ats in zip(leaves, starts, strict=True):
+        best = max(ats, key=lambda at, names=names: found[tuple(names[:at])], default=None)
+        owners.append(None if best is None else parameters[".".join(names[best:])])
+    return owners

@@ -12,7 +12,7 @@ from .._mask import Mask
 from .._selection import update_if
 from .._sites import Sites, weights_of, write
 from ._transition import Moment, WORTH
-from .optimiser import optimise, Parameters, renew_state, state_by_site
+from .optimiser import optimise, Parameters, renew_state, start, state_by_site
 from .plan import Plan
 from .view import AbstractView, OnMask, Place
 
@@ -124,7 +124,7 @@ class Turn:
         setting = self.setting
         if setting.pruner.optim is None:
             return self
-        fresh = lambda: setting.pruner.optim.init(self.parameters)
+        fresh = lambda: start(setting.pruner.optim, self.parameters)
         upkeep = setting.pruner.upkeep
         state = renew_state(upkeep, self.optim, fresh, setting.owners, before, now, setting.due)
         return dataclasses.replace(self, optim=state)

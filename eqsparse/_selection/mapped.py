@@ -33,9 +33,29 @@ def update_if(predicate: Bool[Array, ""] | bool, update: Callable[[_Result], _Re
         return update(old) if predicate else old
 
     def body(carry):
-        return jnp.zeros_like(carry[0]), update(carry[1])
+        new = jax.tree.map(lambda new, was: _where_mapped(predicate, new, was), update(carry[1]), carry[1])
+        return jnp.zeros_like(carry[0]), new
 
-    return jax.lax.while_loop(lambda carry: carry[0], body, (predicate, old))[1]
+    # One number decides, also under `vmap`: from a loop that may go round twice the compiler moves work out to
+    # where it is done at every step.
+    return jax.lax.while_loop(lambda carry: carry[0], body, (any_mapped(predicate), old))[1]
+
+
+@custom_vmap
+def _where_mapped(predicate: Bool[Array, ""], new: Array, old: Array) -> Array:
+    """`new`, or under a `vmap` that maps the predicate: `old` for the entries where it does not hold."""
+    return new
+
+
+@_where_mapped.def_vmap
+def _(axis_size: int, in_batched: list[bool], predicate: Array, new: Array, old: Array) -> tuple[Array, bool]:
+    new, old = (
+        x if mapped else jnp.broadcast_to(x, (axis_size, *x.shape))
+        for x, mapped in zip((new, old), in_batched[1:], strict=True)
+    )
+    if not in_batched[0]:
+        return _where_mapped(predicate, new, old), True
+    return jax.vmap(jnp.where)(predicate, new, old), True
 
 
 @custom_vmap

@@ -64,7 +64,9 @@ def read(tree: Any) -> Sites:
     masked twin. A PyTree without modules: its floating-point arrays, by default those of rank 2 or more.
     """
     if not is_model(tree):
-        return _unique([_leaf_site(path, leaf) for path, leaf in leaves_by_path(tree) if _is_inexact(leaf)])
+        leaves = leaves_by_path(tree)
+        _unique([path for path, _ in leaves])  # of all, sites or not: `write` finds its leaves by path
+        return {path: _leaf_site(path, leaf) for path, leaf in leaves if _is_inexact(leaf)}
     masked: list[Site] = []
     plain: list[Site] = []
 
@@ -77,7 +79,9 @@ def read(tree: Any) -> Sites:
         return layer
 
     map_layers(tree, visit)
-    return _unique(masked or plain)
+    sites = masked or plain
+    _unique([site.path for site in sites])
+    return {site.path: site for site in sites}
 
 
 def write(tree: Any, weights: Mapping[str, Any], masks: Mapping[str, Mask] | None = None) -> Any:
@@ -123,16 +127,15 @@ def _masked_site(path: str, layer: AbstractMasked, name: str, mask: Mask) -> Sit
     return Site(join(path, name), weight, mask, layer.core_rank(name), layer.contraction_axis(name))
 
 
-def _unique(sites: list[Site]) -> Sites:
-    table: Sites = {}
-    for site in sites:
-        if site.path in table:
+def _unique(paths: list[str]) -> None:
+    seen: set[str] = set()
+    for path in paths:
+        if path in seen:
             raise ValueError(
-                f"paths must be unique: two weights share the path `{site.path}`. Rename a key (a dict key with "
-                "a dot in it, say)."
+                f"paths must be unique: two leaves share the path `{path}`. Rename a key (a dict key with a dot in "
+                "it, say)."
             )
-        table[site.path] = site
-    return table
+        seen.add(path)
 
 
 def _has(layer: Any, name: str) -> bool:

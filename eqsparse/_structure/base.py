@@ -76,10 +76,18 @@ class AbstractStructure(eqx.Module):
         geometry = Geometry(scores.ndim, max(scores.ndim - 1, 0))
         density = density_of(unit(sparsity, "sparsity"))
         self.check("", tuple(scores.shape), None, geometry)
-        return finish_all([self.enter(scores, density, geometry)])[0]
+        return _mask(self, scores, density, geometry)
 
     def __repr__(self) -> str:
         return show(self)
+
+
+@eqx.filter_jit
+def _mask(
+    structure: AbstractStructure, scores: Shaped[Array, "..."], density: UInt32[Array, ""], geometry: Geometry
+) -> Bool[Array, "..."]:
+    # Compiled also where the caller is not: a bare loop would compile anew at each call.
+    return finish_all([structure.enter(scores, density, geometry)])[0]
 
 
 class AbstractPooling(AbstractStructure):

@@ -84,9 +84,10 @@ class Block(AbstractPooling):
         return geometry.core_rank
 
     def check(self, path: str, core: tuple[int, ...], density: UInt32[Array, ""] | None, geometry: Geometry) -> None:
-        there = all(-len(core) <= axis < len(core) for axis in self.axes)
-        if not there or len({axis % len(core) for axis in self.axes}) < len(self.axes):
-            at = f"shape {core}" + (f" at `{path}`" if path else "")
+        at = f"shape {core}" + (f" at `{path}`" if path else "")
+        if not all(-len(core) <= axis < len(core) for axis in self.axes):
+            raise ValueError(f"`Block(axes=...)` must be axes of the weight. Got {self.axes} for {at}.")
+        if len({axis % len(core) for axis in self.axes}) < len(self.axes):
             raise ValueError(f"`Block(axes=...)` must be different axes of the weight. Got {self.axes} for {at}.")
 
     def _tile(self, rank: int) -> tuple[int, ...]:

@@ -93,6 +93,9 @@ def test_keys(key):
     """Those that draw need a key, and an integer is none."""
     with pytest.raises(ValueError, match=r"RandomPruning\(key=\.\.\.\).*jax\.random\.key.*Got"):
         eqsparse.RandomPruning(distribution=0.5, key=key)
+    if key is not None:
+        with pytest.raises(ValueError, match=r"RandomPruning\.prune\(key=\.\.\.\).*jax\.random\.key.*Got"):
+            eqsparse.RandomPruning(distribution=0.5, key=KEY).prune(jnp.ones((2, 2)), key=key)
 
 
 # --- Models ----------------------------------------------------------------------------------------------------------

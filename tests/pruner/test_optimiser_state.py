@@ -195,6 +195,33 @@ def test_a_module_named_like_a_part_of_the_optimisers_state():
     np.testing.assert_allclose(np.asarray(state.optim[0].mu.layer.weight)[kept], want[kept], rtol=1e-4)
 
 
+@pytest.mark.parametrize("trained", ["layer", "mu"])
+def test_a_module_named_like_a_part_of_the_state_of_a_wrapped_optimiser(trained):
+    """As above where the wrapper leaves out the other half of the model."""
+
+    class Variational(eqx.Module):
+        layer: eqx.nn.Linear
+        mu: dict
+
+    net = Variational(eqx.nn.Linear(8, 8, key=KEY), {"layer": eqx.nn.Linear(8, 8, key=jax.random.key(1))})
+
+    def only(params):
+        off = jax.tree.map(lambda x: False, params)
+        on = lambda part: jax.tree.map(lambda x: True, part)
+        return eqx.tree_at(lambda m: getattr(m, trained), off, replace_fn=on)
+
+    pruner = eqsparse.MagnitudePruning(
+        optax.masked(optax.adam(0.1), only), distribution=0.5, structure=eqsparse.NM(2, 4), schedule=eqsparse.OneShot(1)
+    )
+    model, state = pruner.init(net)
+    for step in range(3):
+        model, state = pruner.step(model, random_like(model, step), state)
+    path = {"layer": "layer.weight", "mu": "mu.layer.weight"}[trained]
+    moment = getattr(state.optim.inner_state[0].mu, trained)
+    moment = moment.weight if trained == "layer" else moment["layer"].weight
+    np.testing.assert_array_equal(np.asarray(moment) != 0, eqsparse.get_masks(model)[path])
+
+
 def test_stateful_parameters_of_equal_shape_are_left_alone():
     """A bias or a raw parameter of a site's shape is no site: its moments stay."""
 
