@@ -29,7 +29,7 @@ def unit(value: ArrayLike, argument: str) -> Array:
     return array if isinstance(value, jax.Array) else jnp.asarray(on_grid(value), jnp.float32)
 
 
-def on_grid(sparsity: float | np.ndarray | np.generic) -> np.ndarray:
+def on_grid(sparsity: ArrayLike) -> np.ndarray:
     """The multiple of 1e-7 that a sparsity stands for, in its own precision: that of its float32 may be the next."""
     return np.floor(np.clip(np.asarray(sparsity, np.float64), 0, 1) * GRID + 0.5) / GRID
 
@@ -76,9 +76,10 @@ def constant(value: ArrayLike, argument: str) -> float:
     _one_number(value, argument)
     if not known(value):
         raise ValueError(f"`{argument}` must be a number that is not traced. Got {value}.")
-    if not 0 <= float(value) < math.inf:
+    plain = float(np.asarray(value))
+    if not 0 <= plain < math.inf:
         raise ValueError(f"`{argument}` must be finite and not negative. Got {_shown(value)}.")
-    return float(value)
+    return plain
 
 
 def _one_number(value: ArrayLike, argument: str) -> None:

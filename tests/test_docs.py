@@ -4,12 +4,15 @@ import functools
 import re
 from pathlib import Path
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import eqsparse
 
+KEY = jax.random.key(0)
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 
@@ -55,6 +58,26 @@ def test_your_own_criterion():
     w, g = jnp.array([[1.0, -2.0, 3.0]]), jnp.array([[-5.0, 4.0, 0.0]])
     np.testing.assert_array_equal(names["Between"](0.0).score(w, grads=g), [[1, 2, 3]])
     np.testing.assert_array_equal(names["Between"](1.0).score(w, grads=g), [[5, 8, 0]])
+
+
+def test_your_own_pruner():
+    names = run(ROOT / "docs" / "your-own-pruner.md")
+    kept = {path: int(mask.sum()) for path, mask in eqsparse.get_masks(names["model"]).items()}
+    assert kept == {"layers.0.weight": 102, "layers.1.weight": 819, "layers.2.weight": 13}
+    sticky = names["StickyPruning"](distribution=0.5, schedule=eqsparse.Periodic(0, 9, 1))
+    model, state = sticky.init([eqsparse.MaskedLinear(4, 1, mask=jnp.array([[True, True, False, False]]), key=KEY)])
+    weights = eqx.tree_at(lambda m: m[0].layer.weight, model, jnp.array([[1.0, 1.0, 1.1, 1.3]]))
+    grads = jax.tree.map(jnp.ones_like, eqx.filter(weights, eqx.is_inexact_array))
+    model, _ = sticky.step(weights, grads, state)
+    # Masked weights are zero, so that only what is there counts.
+    np.testing.assert_array_equal(eqsparse.get_masks(model)["0.weight"], [[True, True, False, False]])
+
+
+def test_algorithms_page_names_all():
+    text = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    general = {"GradualPruning", "StraightThrough", "DynamicSparse"}
+    pruners = [n for n, c in vars(eqsparse).items() if isinstance(c, type) and issubclass(c, eqsparse.AbstractPruner)]
+    assert [n for n in pruners if not n.startswith("Abstract") and f"`{n}`" not in text and n not in general] == []
 
 
 def test_commands_are_marked():

@@ -48,7 +48,7 @@ def as_optax(pruner: "AbstractPruner") -> optax.GradientTransformationExtraArgs:
         turn, advanced = pruner.advance(params, state.masks, grads, state.pruner, extra)
         return turn.landed_updates(params), OptaxState(turn.masks, advanced)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def forward_params(params: PyTree, state: PyTree) -> PyTree:

@@ -60,6 +60,7 @@ class LotteryTicket(AbstractPruner):
         Lottery Ticket Hypothesis](https://arxiv.org/abs/1912.05671) for `rewind > 0`
     """
 
+    schedule: Rounds
     order: Rewinding
     criterion: ClassVar[AbstractCriterion] = Magnitude()
     upkeep: ClassVar[AbstractUpkeep] = FreshAtUpdates()
@@ -85,7 +86,8 @@ class LotteryTicket(AbstractPruner):
         if "schedule" in common:
             raise ValueError("`LotteryTicket(schedule=...)` must not be given: `rounds` and `steps` say when.")
         self.order = Rewinding(rewind)
-        super().__init__(optim, schedule=Rounds(rounds, steps), **common)
+        self.schedule = Rounds(rounds, steps)
+        super().__init__(optim, schedule=self.schedule, **common)
 
     @property
     def rounds(self) -> Int32[Array, ""]:

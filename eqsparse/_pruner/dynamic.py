@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, final
 
 import optax
-from jaxtyping import ArrayLike
+from jaxtyping import Array, ArrayLike, Float32
 
 from .._criterion import AbstractCriterion, GradientMagnitude, GradientMomentum, Magnitude, Random
 from ._transition import AbstractTransition, DropGrow, Fixed
@@ -161,6 +161,7 @@ class SNFS(AbstractPruner):
         [Sparse Networks from Scratch: Faster Training without Losing Performance](https://arxiv.org/abs/1907.04840)
     """
 
+    momentum: Float32[Array, "..."]
     transition: DropGrow
     criterion: ClassVar[AbstractCriterion] = Magnitude()
     order: ClassVar[AbstractOrder] = Before()
@@ -181,13 +182,10 @@ class SNFS(AbstractPruner):
 
         The others are those of every pruner.
         """
-        self.transition = DropGrow(GradientMomentum(momentum), drop_fraction)
+        grow = GradientMomentum(momentum)
+        self.momentum, self.transition = grow.decay, DropGrow(grow, drop_fraction)
         super().__init__(optim, **common)
 
     @property
     def drop_fraction(self) -> Fraction:
         return self.transition.drop_fraction
-
-    @property
-    def momentum(self) -> ArrayLike:
-        return self.transition.grow.decay

@@ -27,7 +27,7 @@ class StraightThrough(AbstractPruner):
     """
 
     criterion: AbstractCriterion
-    view: AbstractView
+    view: StraightThroughView
     transition: ClassVar[AbstractTransition] = SelectEachStep()
     order: ClassVar[AbstractOrder] = After()
     upkeep: ClassVar[AbstractUpkeep] = Untouched()
@@ -95,7 +95,7 @@ class SRSTE(AbstractPruner):
         equation (9); there for N:M, here for any structure
     """
 
-    view: AbstractView
+    view: StraightThroughView
     criterion: ClassVar[AbstractCriterion] = Magnitude()
     transition: ClassVar[AbstractTransition] = SelectEachStep()
     order: ClassVar[AbstractOrder] = After()

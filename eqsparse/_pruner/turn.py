@@ -121,10 +121,10 @@ class Turn:
 
     def renewed(self, before: dict[str, Any], now: dict[str, Any]) -> "Turn":
         """With the optimiser's state as masks that have changed ask for."""
-        setting = self.setting
-        if setting.pruner.optim is None:
+        setting, optim = self.setting, self.setting.pruner.optim
+        if optim is None:
             return self
-        fresh = lambda: start(setting.pruner.optim, self.parameters)
+        fresh = lambda: start(optim, self.parameters)
         upkeep = setting.pruner.upkeep
         state = renew_state(upkeep, self.optim, fresh, setting.owners, before, now, setting.due)
         return dataclasses.replace(self, optim=state)

@@ -25,8 +25,9 @@ def select_in_runs(
     in_runs = lambda array: array.reshape(*shape[:axis], shape[axis] // m, m, *shape[axis + 1 :])
     runs, seeded = in_runs(scores), None if kept is None else in_runs(kept)
     if m > _PAIRWISE:
-        last = lambda array: None if array is None else jnp.moveaxis(array, axis + 1, -1)
-        chosen = select(Contest(last(runs), 1, 1, last(seeded)), Wide(jnp.uint32(0), k))
+        last = lambda array: jnp.moveaxis(array, axis + 1, -1)
+        contest = Contest(last(runs), 1, 1, None if seeded is None else last(seeded))
+        chosen = select(contest, Wide(jnp.uint32(0), k))
         return jnp.moveaxis(chosen, -1, axis + 1).reshape(shape)
     keys = Contest(runs, 1, 1, seeded).keys()
     place = jnp.arange(m, dtype=jnp.uint32).reshape(*(m if a == axis + 1 else 1 for a in range(keys.ndim)))

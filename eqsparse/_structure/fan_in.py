@@ -55,7 +55,7 @@ class FixedFanIn(AbstractStructure):
         rows = shape[: len(shape) - geometry.core_rank + 1]
         each = jnp.broadcast_to(self._fan_in(core, density), rows)
         if kept is not None and self.ablation is not None:
-            active, each = self._ablated(scores, geometry, kept, each)
+            active, each = self._ablated(scores, geometry, kept, each, self.ablation)
             kept = kept & active.reshape(*rows, *(1 for _ in core[1:]))
         contest = Contest(scores, geometry.core_rank - 1, 1, kept)
         return Pending([Heat([contest], Wide(jnp.zeros_like(each), each))], lambda winners: winners[0][0])
@@ -70,7 +70,12 @@ class FixedFanIn(AbstractStructure):
         return jnp.maximum(count(math.prod(core[1:]), density).lo, least)
 
     def _ablated(
-        self, scores: Shaped[Array, "..."], geometry: Geometry, kept: Bool[Array, "..."], each: UInt32[Array, "*rows"]
+        self,
+        scores: Shaped[Array, "..."],
+        geometry: Geometry,
+        kept: Bool[Array, "..."],
+        each: UInt32[Array, "*rows"],
+        ablation: Float32[Array, ""],
     ) -> tuple[Bool[Array, "*rows"], UInt32[Array, "*rows"]]:
         """Which outputs stay, and the fan-in of each."""
         outputs, fan_in = each.shape[-1], math.prod(geometry.core(scores.shape)[1:])
@@ -78,7 +83,7 @@ class FixedFanIn(AbstractStructure):
         salient = select(self.contest(scores, geometry, kept), Wide(jnp.zeros_like(budget), budget))
         inputs = tuple(range(each.ndim, scores.ndim))
         worth = jnp.sum(salient, axis=inputs, dtype=jnp.uint32)
-        active = worth.astype(jnp.float32) >= self.ablation * each.astype(jnp.float32)
+        active = worth.astype(jnp.float32) >= ablation * each.astype(jnp.float32)
         active = active | ~jnp.any(active, axis=-1, keepdims=True)
         shared = budget[..., None] // jnp.sum(active, axis=-1, keepdims=True, dtype=jnp.uint32)
         grown = jnp.minimum(shared, jnp.uint32(fan_in))

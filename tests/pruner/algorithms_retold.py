@@ -134,7 +134,9 @@ def alternate(weights, gradients, keep, optimiser, start, stop, dense_steps, spa
             masks = largest(weights, keep) if now == "sparse" else [np.ones(w.shape, bool) for w in weights]
             weights = [np.where(m, w, 0) for w, m in zip(weights, masks, strict=True)]
             fade = lambda s, m, o: tuple(np.where(m & o, x, 0) for x in s)
-            state = [fresh(w) if reset else fade(s, m, o) for w, s, m, o in zip(weights, state, masks, old, strict=True)]
+            state = [
+                fresh(w) if reset else fade(s, m, o) for w, s, m, o in zip(weights, state, masks, old, strict=True)
+            ]
             phase = now
         for i, (g, m) in enumerate(zip(grads, masks, strict=True)):
             weights[i], state[i] = update(weights[i], np.where(m, g, 0), state[i], step + 1)

@@ -108,8 +108,13 @@ def test_a_flax_loop(name, packed):
         for _ in range(10):
             params, state = step(params, state)
         # Resumed: another process would have the leaves and the structure.
-        state = jax.tree.unflatten(jax.tree.structure(state), [jnp.array(np.asarray(x)) if not jnp.issubdtype(
-            x.dtype, jax.dtypes.prng_key) else x for x in jax.tree.leaves(state)])
+        state = jax.tree.unflatten(
+            jax.tree.structure(state),
+            [
+                jnp.array(np.asarray(x)) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+                for x in jax.tree.leaves(state)
+            ],
+        )
         for _ in range(10):
             params, state = step(params, state)
         assert float(loss(params, state)) < first

@@ -167,7 +167,5 @@ def test_fisher(own):
     assert bool(state.memory) == own  # nothing is kept twice
     remember = lambda s, w, g: np.float32(0.999) * s + np.float32(0.001) * g * g
     score = lambda w, s, state: w * w * (s if own else state[1])
-    retell = lambda w, g, m: told.by_memory(
-        w, g, cubic(0.75), optims[1], remember, score, **WINDOW, comes_back=False
-    )
+    retell = lambda w, g, m: told.by_memory(w, g, cubic(0.75), optims[1], remember, score, **WINDOW, comes_back=False)
     follow(pruner, retell, moments)

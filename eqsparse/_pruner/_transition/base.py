@@ -50,7 +50,7 @@ class Moment:
 
     def _scheduled(self, density: UInt32[Array, ""]) -> UInt32[Array, ""]:
         """The density at this step; that of the target verbatim where the schedule says the target."""
-        if self.schedule is None:
+        if self.schedule is None or self.step is None:
             return density
         target = 1 - fraction_of(density)
         now = self.schedule.sparsity(target, self.step)
