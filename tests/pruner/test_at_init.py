@@ -14,8 +14,8 @@ X = jax.random.normal(KEY, (32, 6))
 Y = jnp.arange(32) % 3
 
 
-def model_of(bias=True, width=12):
-    return eqx.nn.MLP(6, 3, width, 2, activation=jnp.tanh, use_bias=bias, use_final_bias=bias, key=KEY)
+def model_of(bias=True, width=12, activation=jnp.tanh):
+    return eqx.nn.MLP(6, 3, width, 2, activation=activation, use_bias=bias, use_final_bias=bias, key=KEY)
 
 
 def loss(model, data):
@@ -62,7 +62,6 @@ def test_grasp_by_finite_differences():
     try:
         model = jax.tree.map(lambda x: x.astype(jnp.float64) if eqx.is_inexact_array(x) else x, model_of())
         x = X.astype(jnp.float64)
-        gradient = jax.jit(lambda ws: jax.grad(lambda ws: loss(with_weights(model, ws), (x, Y)))(ws))
         # `g` of all parameters, biases too, as H mixes them.
         arrays, rest = eqx.partition(model, eqx.is_inexact_array)
         norm = jax.jit(
@@ -71,7 +70,6 @@ def test_grasp_by_finite_differences():
                 / 2
             )
         )
-        del gradient
         scores, step = [], 1e-6
         for i, w in enumerate(weights(model)):
             at = lambda v, i=i: norm(eqx.tree_at(lambda m: m.layers[i].weight, arrays, v))
@@ -109,9 +107,8 @@ def test_synflow_keeps_layers_alive_and_flows_alike():
 
 
 def test_synflow_beside_numpy():
-    model = model_of(bias=False)
-    relu = eqx.tree_at(lambda m: m.activation, model, jax.nn.relu, is_leaf=callable)
-    pruned = eqsparse.SynFlow(distribution=0.9, rounds=7).prune(relu, data=X)
+    model = model_of(bias=False, activation=jax.nn.relu)
+    pruned = eqsparse.SynFlow(distribution=0.9, rounds=7).prune(model, data=X)
     ws = [np.abs(np.asarray(w, np.float64)) for w in weights(model)]
     masks = [np.ones(w.shape, bool) for w in ws]
     for r in range(1, 8):
