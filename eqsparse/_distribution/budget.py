@@ -81,7 +81,8 @@ class SharedBudget(AbstractBudget):
         floor = jnp.where(density > 0, jnp.uint32(min(self.floor, 2**32 - 1)), jnp.uint32(0))
 
         def finish(winners: list[list[Bool[Array, "..."]]]) -> dict[str, Bool[Array, "..."]]:
-            groups = dict(zip(self.paths, with_floor(winners[0], contests, k, floor, ranks), strict=True))
+            best = winners[0] if self.floor == 0 else with_floor(winners[0], contests, k, floor, ranks)
+            groups = dict(zip(self.paths, best, strict=True))
             return {
                 path: _pooling(structures, path).spread(g, sites[path].weight.shape, geometry_of(sites[path]))
                 for path, g in groups.items()
