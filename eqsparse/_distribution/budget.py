@@ -126,7 +126,8 @@ class SharedBudget(AbstractBudget):
         floor = jnp.where(density > 0, jnp.uint32(min(self.floor, 2**32 - 1)), jnp.uint32(0))
 
         def finish(winners: list[list[Bool[Array, "..."]]]) -> dict[str, Bool[Array, "..."]]:
-            return _spread(with_floor(winners[0], contests, k, floor, ranks), sites, structures, self.paths)
+            best = winners[0] if self.floor == 0 else with_floor(winners[0], contests, k, floor, ranks)
+            return _spread(best, sites, structures, self.paths)
 
         return Pending([Heat(contests, k)], finish)
 

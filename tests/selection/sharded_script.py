@@ -1,4 +1,4 @@
-"""Runs on 8 virtual devices (started by `test_sharded_selection.py`): masks to a file, figures to standard output."""
+"""Runs on 8 virtual devices (started by `test_sharded_selection.py`): masks to files, figures to standard output."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def compare(kind):
         with jax.set_mesh(mesh):
             arrays = place(sharded_cases.scores(case), case.specs, mesh)
             try:
-                found, compiled = sharded_cases.run(name, arrays)
+                found, compiled = sharded_cases.run(case, arrays)
             except Exception as error:
                 figures[name] = {"error": f"{type(error).__name__}: {str(error)[:500]}"}
                 continue
@@ -61,15 +61,18 @@ def scratch(kind):
             with jax.set_mesh(mesh):
                 (scores,) = place([jnp.ones((2048, 2048), dtype)], [spec], mesh)
                 choose = lambda s, k: select(Contest(s, 2), Wide(jnp.uint32(0), k))
-                compiled = jax.jit(choose).lower(scores, jnp.uint32(10)).compile()
+                compiled = jax.jit(choose).lower(scores, jnp.uint32(10)).compile(sharded_cases.UNOPTIMISED)
             temporary = compiled.memory_analysis().temp_size_in_bytes
             found[f"{jnp.dtype(dtype).name} {spec}"] = temporary / (scores.nbytes / 8)
     return found
 
 
 if __name__ == "__main__":
-    kind, path = sys.argv[1:]
+    folder, *kinds = sys.argv[1:]
     assert jax.device_count() == 8
-    figures, masks = compare(kind)
-    np.savez(path, **masks)
-    print(json.dumps({"cases": figures, "scratch": scratch(kind)}))
+    found = {}
+    for kind in kinds:
+        figures, masks = compare(kind)
+        np.savez(f"{folder}/{kind}.npz", **masks)
+        found[kind] = {"cases": figures, "scratch": scratch(kind)}
+    print(json.dumps(found))
