@@ -1,7 +1,7 @@
 """Transitions: from old masks and a choice to new masks."""
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import final
 
 import equinox as eqx
@@ -9,6 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Shaped
 
 from .._schedule import AbstractSchedule
+from .._sites import Site
+from .._structure import AbstractPooling, AbstractStructure, Geometry
+from .._structure.base import is_lot
 from .plan import Plan
 
 Masks = Mapping[str, Bool[Array, "..."]]
@@ -32,15 +35,30 @@ class Monotone(AbstractTransition):
     def update(
         self, masks: Masks, scores: Scores, plan: Plan, schedule: AbstractSchedule | None, step: Array | None
     ) -> dict[str, Bool[Array, "..."]]:
-        among = {path: _last(scores[path], masks[path]) for path in plan.sites}
+        among = {p: _last(scores[p], masks[p], plan.structures[p], site) for p, site in plan.sites.items()}
         chosen = plan.masks(among, schedule, step)
         # No weight comes back where fewer are left than the budget allows.
         return {path: chosen[path] & masks[path] for path in chosen}
 
 
-def _last(scores: Shaped[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Shaped[Array, "*shape"]:
-    """Scores with removed weights below all that are left, also below those of unknown (NaN) worth."""
-    if jnp.issubdtype(scores.dtype, jnp.unsignedinteger):
-        return jnp.where(mask, jnp.maximum(scores, 1), 0)
-    known = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
-    return jnp.where(mask, known, jnp.nan)
+def _last(
+    scores: Shaped[Array, "*shape"], mask: Bool[Array, "*shape"], structure: AbstractStructure, site: Site
+) -> Shaped[Array, "*shape"]:
+    """Scores with removed groups below all that are left, also below those of unknown (NaN) worth.
+
+    A removed weight of a group that is there in part adds nothing to its worth.
+    """
+
+    def where_group(holds: Callable[[Array], Array], weights: Array) -> Bool[Array, "*shape"]:
+        """The weights of the groups for which something holds (of their pooled weights)."""
+        if not isinstance(structure, AbstractPooling) or weights.size == 0:
+            return holds(weights)
+        geometry = Geometry(site.core_rank, site.contraction_axis)
+        return structure.spread(holds(structure.pooled(weights, geometry)), weights.shape, geometry)
+
+    there = where_group(lambda part: part > 0, mask.astype(jnp.float32))
+    if is_lot(scores):
+        return jnp.where(there, jnp.maximum(scores, 1), 0)
+    known = jnp.where(mask, jnp.where(jnp.isnan(scores), -jnp.inf, scores), 0)
+    unknown = where_group(jnp.isnan, known)  # infinities of both signs together, say
+    return jnp.where(there, jnp.where(unknown, -jnp.inf, known), jnp.nan)
