@@ -1,4 +1,4 @@
 """Masks: what they are, how they apply."""
 
-from .effective import effective as effective, masked as masked, on_mask as on_mask
+from .effective import effective as effective, masked as masked, on_mask as on_mask, zeroed as zeroed
 from .mask import as_mask as as_mask, Mask as Mask

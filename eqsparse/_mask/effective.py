@@ -2,6 +2,8 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Inexact, Shaped
 
 from .mask import Mask
@@ -15,6 +17,13 @@ def on_mask(array: Shaped[Array, "*shape"], dense: Bool[Array, "*shape"]) -> Sha
 def masked(weight: Inexact[Array, "*shape"], mask: Mask) -> Inexact[Array, "*shape"]:
     """`on_mask` for a mask as it is stored."""
     return on_mask(weight, mask.dense())
+
+
+def zeroed(weight: Inexact[Array | np.ndarray, "*shape"], mask: Mask) -> Inexact[Array | np.ndarray, "*shape"]:
+    """`masked` for weights that come back as they are given: NumPy's as NumPy's, which may be 64 bits wide."""
+    if isinstance(weight, np.ndarray) and not isinstance(mask.bits, Tracer):
+        return np.where(np.asarray(mask.dense()), weight, np.zeros((), weight.dtype))
+    return masked(jnp.asarray(weight), mask)
 
 
 @jax.custom_jvp

@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Int32, PRNGKeyArray, PyTree
 from .._check import instance, random_key
 from .._criterion import AbstractCriterion
 from .._distribution import AbstractDistribution, Uniform
-from .._mask import Mask, masked
+from .._mask import Mask, zeroed
 from .._model import is_sparsified, own_buffers, sparsify
 from .._schedule import AbstractSchedule, NoSchedule
 from .._selection import in_float32, own_key
@@ -208,7 +208,7 @@ class AbstractPruner(eqx.Module):
         sites = read(model)
         new = {path: (sites[path].mask or Mask(mask)).replace(mask) for path, mask in masks.items()}
         kept = {path: new.get(path, site.mask) for path, site in sites.items()}
-        weights = {path: masked(sites[path].weight, mask) for path, mask in kept.items() if mask is not None}
+        weights = {path: zeroed(sites[path].weight, mask) for path, mask in kept.items() if mask is not None}
         return write(model, weights, new)
 
     def as_optax(self) -> optax.GradientTransformationExtraArgs:

@@ -140,6 +140,23 @@ def test_gradients_by_path():
     np.testing.assert_array_equal(pruner.prune(masked, grads=of(masked)).weight, want)
 
 
+@pytest.mark.parametrize(
+    "structure, width", [(eqsparse.Block((2, 2)), 2), (eqsparse.Block((2, 2), "max"), 2), (eqsparse.Channel(1), 1)]
+)
+def test_groups_that_are_there_in_part(structure, width):
+    """Weights pruned one by one before: groups compete by what is left of them, and by lots as any others."""
+    w = np.asarray([[1, 9, 5, 2]] * 2, np.float32).repeat(width, axis=1)
+    before = np.ones(w.shape, bool)
+    before[0, ::2] = False
+    linear = eqx.tree_at(lambda m: m.weight, eqx.nn.Linear(w.shape[1], 2, key=KEY), jnp.asarray(w))
+    layer = eqsparse.MaskedLinear.from_layer(linear, before)
+    masked = lambda pruner: np.asarray(pruner.prune(layer).masks["weight"].dense())
+    found = masked(eqsparse.MagnitudePruning(distribution=0.5, structure=structure))
+    np.testing.assert_array_equal(found, before & (w >= 5))  # averages of 3/4 (or 1/2, for two) of 1, 9, 5, 2
+    draw = lambda i: eqsparse.RandomPruning(distribution=0.5, structure=structure, key=jax.random.key(i))
+    assert len({masked(draw(i)).tobytes() for i in range(4)}) > 1
+
+
 def test_integers_are_not_pruned():
     """PREDECESSOR row 28: integer arrays of rank 2 are pruned too."""
     tree = {

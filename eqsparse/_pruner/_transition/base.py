@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Shaped, UInt32
 
 from ..._criterion import AbstractCriterion
-from ..._distribution import AbstractDistribution
+from ..._distribution import AbstractDistribution, geometry_of
 from ..._schedule import AbstractSchedule
 from ..._selection import density_of, fraction_of
+from ..._structure import AbstractPooling, AbstractStructure, Geometry, is_lot
 from ..plan import Plan
 
 Masks: TypeAlias = dict[str, Bool[Array, "..."]]
@@ -81,12 +82,29 @@ class AbstractTransition(eqx.Module):
         """New masks of the plan's sites, and the others it keeps."""
 
 
-def ranked_last(scores: Shaped[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Shaped[Array, "*shape"]:
-    """Scores with removed weights below all that are there, also below those of unknown (NaN) worth."""
-    if jnp.issubdtype(scores.dtype, jnp.unsignedinteger):
-        return jnp.where(mask, jnp.maximum(scores, 1), 0)
-    known = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
-    return jnp.where(mask, known, jnp.nan)
+def ranked_last(plan: Plan, scores: Scores, masks: Masks) -> Scores:
+    """Scores with removed groups below all that are there, also below those of unknown (NaN) worth.
+
+    A removed weight of a group that is there in part adds nothing to its worth.
+    """
+    return {p: _last(scores[p], masks[p], plan.structures[p], geometry_of(site)) for p, site in plan.sites.items()}
+
+
+def _last(
+    scores: Shaped[Array, "*shape"], mask: Bool[Array, "*shape"], structure: AbstractStructure, geometry: Geometry
+) -> Shaped[Array, "*shape"]:
+    def where_group(holds: Callable[[Array], Array], weights: Array) -> Bool[Array, "*shape"]:
+        """The weights of the groups for which something holds (of their pooled weights)."""
+        if not isinstance(structure, AbstractPooling) or weights.size == 0:
+            return holds(weights)
+        return structure.spread(holds(structure.pooled(weights, geometry)), weights.shape, geometry)
+
+    there = where_group(lambda part: part > 0, mask.astype(jnp.float32))
+    if is_lot(scores):
+        return jnp.where(there, jnp.maximum(scores, 1), 0)
+    known = jnp.where(mask, jnp.where(jnp.isnan(scores), -jnp.inf, scores), 0)
+    unknown = where_group(jnp.isnan, known)  # infinities of both signs together, say
+    return jnp.where(there, jnp.where(unknown, -jnp.inf, known), jnp.nan)
 
 
 def by_path(function: Callable[..., Any], *tables: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class DropGrow(AbstractTransition):
         return drawn(masks, moment), {}
 
     def update(self, masks: Masks, moment: Moment) -> tuple[Masks, Masks]:
-        worth = by_path(ranked_last, moment.scored(WORTH), masks)
+        worth = ranked_last(moment.plan, moment.scored(WORTH), masks)
         drop = density_of(1 - self.fraction(moment.schedule, moment.step))  # that share of the weights
         stay = moment.plan.survivors(worth, masks, drop)
         gain = by_path(_unknown_last, moment.scored(GAIN), masks)

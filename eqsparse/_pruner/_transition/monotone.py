@@ -12,6 +12,6 @@ class Monotone(AbstractTransition):
     """Of the weights still there the best are kept: what is removed never comes back."""
 
     def update(self, masks: Masks, moment: Moment) -> tuple[Masks, Masks]:
-        chosen = moment.choose(by_path(ranked_last, moment.scored(WORTH), masks))
+        chosen = moment.choose(ranked_last(moment.plan, moment.scored(WORTH), masks))
         # No weight comes back where fewer are left than the budget allows.
         return by_path(jnp.logical_and, chosen, masks), {}
