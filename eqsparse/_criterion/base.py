@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from .._sites import weights_of
@@ -83,7 +82,7 @@ class AbstractCriterion(eqx.Module):
 def _by_path(tree: Any) -> dict[str, Array]:
     flat = isinstance(tree, Mapping) and all(eqx.is_array_like(leaf) for leaf in tree.values())
     if not flat:
-        return {path: jnp.asarray(x) if isinstance(x, np.ndarray) else x for path, x in weights_of(tree).items()}
+        return weights_of(tree)
     arrays = {str(path): jnp.asarray(x) for path, x in tree.items()}
     return {path: x for path, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.inexact)}
 

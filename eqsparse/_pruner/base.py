@@ -21,6 +21,7 @@ from .._sites import (
     as_patterns,
     check_by_pattern,
     is_model,
+    leaves_by_path,
     masks_of,
     Pattern,
     PatternMap,
@@ -208,7 +209,8 @@ class AbstractPruner(eqx.Module):
         sites = read(model)
         new = {path: (sites[path].mask or Mask(mask)).replace(mask) for path, mask in masks.items()}
         kept = {path: new.get(path, site.mask) for path, site in sites.items()}
-        weights = {path: zeroed(sites[path].weight, mask) for path, mask in kept.items() if mask is not None}
+        given = weights_of(model) if is_model(model) else dict(leaves_by_path(model))
+        weights = {path: zeroed(given[path], mask) for path, mask in kept.items() if mask is not None}
         return write(model, weights, new)
 
     def as_optax(self) -> optax.GradientTransformationExtraArgs:

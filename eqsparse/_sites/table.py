@@ -114,7 +114,7 @@ def masks_of(sites: Sites) -> dict[str, Mask]:
 
 
 def _leaf_site(path: str, leaf: Any) -> Site:
-    array: Any = leaf if isinstance(leaf, np.ndarray) else jnp.asarray(leaf)  # JAX might not hold its precision
+    array = jnp.asarray(leaf)
     return Site(path, array, None, array.ndim, max(array.ndim - 1, 0), default=array.ndim >= 2)
 
 
