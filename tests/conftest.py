@@ -8,12 +8,27 @@ import jax.numpy as jnp
 import pytest
 from jaxtyping import install_import_hook
 
+# Compiling is most of the tests' time, and takes less than half of it with little optimisation. XLA reads this once,
+# before its first work; flags from outside come last and win.
+QUICK = (
+    "xla_backend_optimization_level=0",
+    "xla_cpu_use_fusion_emitters=false",
+    "xla_cpu_parallel_codegen_split_count=1",
+)
+os.environ["XLA_FLAGS"] = " ".join([*(f"--{flag}" for flag in QUICK), os.environ.get("XLA_FLAGS", "")])
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # All but the tests of our own messages (marked `own_message`) also run with every annotation checked.
 if os.environ.get("EQSPARSE_BEARTYPE"):
     install_import_hook("eqsparse", "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def optimised():
+    """Options to compile with as users do, for tests that look at what the compiler makes."""
+    return {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ KEY = jax.random.key(0)
 SCORES = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
 
 
-def compiled(function, *args):
-    return jax.jit(function).lower(*args).compile()
+@pytest.fixture
+def compiled(optimised):
+    return lambda function, *args: jax.jit(function).lower(*args).compile(optimised)
 
 
 def operations(text, name):
@@ -26,7 +27,7 @@ def operations(text, name):
 @pytest.mark.parametrize(
     "structure", [eqsparse.Unstructured(), eqsparse.Unstructured("row"), eqsparse.Block((4, 4)), eqsparse.Channel(0)]
 )
-def test_a_mask_is_made_without_sorting(structure):
+def test_a_mask_is_made_without_sorting(compiled, structure):
     """PREDECESSOR row 26: an argsort for each mask, and scratch to match."""
     made = compiled(lambda s, sparsity: structure.mask(s, sparsity), SCORES, jnp.float32(0.9))
     text = made.as_text()
@@ -34,14 +35,14 @@ def test_a_mask_is_made_without_sorting(structure):
     assert made.memory_analysis().temp_size_in_bytes <= 3 * 4 * 10**6
 
 
-def test_runs_are_ranked_without_sorting():
+def test_runs_are_ranked_without_sorting(compiled):
     """PREDECESSOR row 26: 2:4 by a double argsort."""
     made = compiled(lambda s: eqsparse.NM(2, 4).mask(s, 0.5), SCORES)
     assert not operations(made.as_text(), "sort")
     assert made.memory_analysis().temp_size_in_bytes <= 3 * 4 * 10**6
 
 
-def test_global_masks_are_made_without_concatenating():
+def test_global_masks_are_made_without_concatenating(compiled):
     """PREDECESSOR row 26: global pruning concatenates and sorts all scores, 126 MB of scratch for 10.5 M weights."""
     weights = [jnp.zeros((512, 512))] * 4
     pruner = eqsparse.GlobalMagnitudePruning(distribution=0.9)
@@ -52,7 +53,10 @@ def test_global_masks_are_made_without_concatenating():
     assert made.memory_analysis().temp_size_in_bytes <= 4 * 4 * 4 * 512 * 512
 
 
-def training_step(model, pruner):
+def training_step(model, optimised, **settings):
+    pruner = eqsparse.MagnitudePruning(
+        optax.adam(1e-3), distribution=0.9, schedule=eqsparse.Polynomial(0, 10, 2), **settings
+    )
     x, y = jnp.ones((8, 256)), jnp.zeros(8, int)
 
     def loss(model):
@@ -62,37 +66,36 @@ def training_step(model, pruner):
     def step(pruner, model, state):
         return pruner.step(model, eqx.filter_grad(loss)(model), state)
 
-    return step.lower(pruner, *pruner.init(model)).compile().compiled
+    return step.lower(pruner, *pruner.init(model)).compile(optimised).compiled
 
 
 @pytest.mark.parametrize("packed, share", [(False, 1 / 4), (True, 1 / 32)])
-def test_masks_add_a_quarter_or_a_thirty_second(packed, share):
+def test_masks_add_a_quarter_or_a_thirty_second(optimised, packed, share):
     model = eqx.nn.MLP(256, 256, 256, 2, use_bias=False, use_final_bias=False, key=KEY)
     weights = 3 * 256 * 256 * 4
     assert eqsparse.nbytes(model) == weights
     assert eqsparse.nbytes(eqsparse.sparsify(model, packed=packed)) == weights * (1 + share)
     # The compiled step takes weights, two moments and masks, and some scalars.
-    pruner = eqsparse.MagnitudePruning(
-        optax.adam(1e-3), distribution=0.9, schedule=eqsparse.Polynomial(0, 10, 2), packed=packed
-    )
-    arguments = training_step(model, pruner).memory_analysis().argument_size_in_bytes
+    arguments = training_step(model, optimised, packed=packed).memory_analysis().argument_size_in_bytes
     assert weights * (3 + share) <= arguments <= weights * (3 + share) + 256
 
 
-def test_a_step_holds_no_constant_weights_and_does_not_sort():
+@pytest.fixture(scope="module")
+def model_and_step(optimised):
     model = eqx.nn.MLP(256, 256, 256, 2, key=KEY)
-    pruner = eqsparse.MagnitudePruning(optax.adam(1e-3), distribution=0.9, schedule=eqsparse.Polynomial(0, 10, 2))
-    step = training_step(model, pruner)
+    return model, training_step(model, optimised)
+
+
+def test_a_step_holds_no_constant_weights_and_does_not_sort(model_and_step):
+    model, step = model_and_step
     assert not operations(step.as_text(), "sort")
     assert not re.search(r"(?:f32|pred|u8)\[256,(?:256|32)\]\S* constant", step.as_text())
     # All but the masks' copies and a dense step's own scratch is written over in place.
     assert step.memory_analysis().alias_size_in_bytes >= 0.99 * 3 * eqsparse.nbytes(model)
 
 
-def test_masks_alone_leave_the_conditional():
+def test_masks_alone_leave_the_conditional(model_and_step):
     """Weights or moments that pass through a conditional would be copied at every step."""
-    model = eqx.nn.MLP(256, 256, 256, 2, key=KEY)
-    pruner = eqsparse.MagnitudePruning(optax.adam(1e-3), distribution=0.9, schedule=eqsparse.Polynomial(0, 10, 2))
-    text = training_step(model, pruner).as_text()
+    text = model_and_step[1].as_text()
     entry = text[text.index("ENTRY") :]
     assert not re.search(r"= f32\[256,256\]\S* copy\(", entry)
