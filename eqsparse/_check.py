@@ -29,7 +29,7 @@ def unit(value: ArrayLike, argument: str) -> Array:
     return array if isinstance(value, jax.Array) else jnp.asarray(on_grid(value), jnp.float32)
 
 
-def on_grid(sparsity: ArrayLike) -> np.ndarray:
+def on_grid(sparsity: ArrayLike) -> np.ndarray | np.floating:
     """The multiple of 1e-7 that a sparsity stands for, in its own precision: that of its float32 may be the next."""
     return np.floor(np.clip(np.asarray(sparsity, np.float64), 0, 1) * GRID + 0.5) / GRID
 

@@ -27,7 +27,7 @@ if os.environ.get("EQSPARSE_BEARTYPE"):
 
 @pytest.fixture(scope="session")
 def optimised():
-    """Options to compile with as users do, for tests that look at what the compiler makes."""
+    """Options to compile with as users do, for tests of what the compiler makes and of large arrays."""
     return {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
 
 

@@ -12,15 +12,14 @@ import jax
 import numpy as np
 from harness import interleave, machine, print_table, ratio, spread
 
-from eqsparse._export import to_bcoo
-from eqsparse._layers import MaskedLinear
+import eqsparse
 
 
 def contestants(shape, sparsity, key):
     """Name → a function of arrays and a batch, and the arrays."""
     mask = jax.random.uniform(key, shape) >= sparsity
-    masked = MaskedLinear(shape[1], shape[0], mask=mask, key=key)
-    exported = to_bcoo(masked)
+    masked = eqsparse.MaskedLinear(shape[1], shape[0], mask=mask, key=key)
+    exported = eqsparse.to_bcoo(masked)
     naive = lambda layer, x: jax.vmap(lambda x: layer[0] @ x + layer[1])(x)
     return {
         "dense": as_arguments(masked.materialise()),

@@ -68,15 +68,21 @@ def main():
         del arrays
         return run, peak
 
-    def pruner(schedule, packed=False):
-        return eqsparse.MagnitudePruning(optim, distribution=0.9, schedule=schedule, packed=packed)
-
     never, always = eqsparse.OneShot(10**9), eqsparse.Periodic(0, 10**9, 1)
+    gradual = {"distribution": 0.9, "schedule": never}
+    moving = {"distribution": 0.9, "key": key, "drop_fraction": optax.constant_schedule(0.3)}
     made = {
         "dense": contestant(),
-        "no update": contestant(pruner(never), prune=True),
-        "no update, packed": contestant(pruner(never, packed=True), prune=True),
-        "update each step": contestant(pruner(always), prune=True),
+        "gradual, no update": contestant(eqsparse.MagnitudePruning(optim, **gradual), prune=True),
+        "gradual, no update, packed": contestant(eqsparse.MagnitudePruning(optim, **gradual, packed=True), prune=True),
+        "gradual, update": contestant(eqsparse.MagnitudePruning(optim, distribution=0.9, schedule=always), prune=True),
+        "RigL, no update": contestant(eqsparse.RigL(optim, **moving, schedule=never)),
+        "RigL, update": contestant(eqsparse.RigL(optim, **moving, schedule=always)),
+        "SET, no update": contestant(eqsparse.SET(optim, **moving, schedule=never)),
+        "Top-KAST, no update": contestant(
+            eqsparse.TopKAST(optim, distribution=0.9, backward_sparsity=0.5, schedule=never)
+        ),
+        "STE": contestant(eqsparse.MagnitudeSTE(optim, distribution=0.9)),
     }
     seconds = interleave({name: run for name, (run, _) in made.items()}, args.rounds, warmup=10)
     print(f"Adam step of an MLP 784-1024-1024-10, batch {args.batch}, 90% sparse. {machine()}")
