@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
+from .._check import random_key
 from .._sites import weights_of
 
 
@@ -62,6 +63,7 @@ class AbstractCriterion(eqx.Module):
         **Raises:** `ValueError` if an input that the criterion needs is missing.
         """
         arrays = _by_path(weights)
+        random_key(key, "scores(key=...)")
         given = {"grads": grads, "key": key, **inputs}
         if "memory" in self.needs and given.get("memory") is None and grads is not None:
             found = _by_path(grads)

@@ -5,7 +5,7 @@ from typing import final
 import equinox as eqx
 from jaxtyping import Array, ArrayLike, Float32
 
-from .._check import integer, unit
+from .._check import instance, integer, unit
 from .._selection import density_of
 from .._sites import PatternMap, Sites
 from .base import AbstractDistribution, default_or, overridden, Overrides, overriding
@@ -35,13 +35,15 @@ class Global(AbstractDistribution):
             emptied first.
         - `overrides`: Path pattern → sparsity, or `None` to keep the site dense. These sites are left out of the
             budget.
-        - `floor`: Weights that each layer keeps at least. Floors are filled first and count towards the total.
+        - `floor`: Weights that each layer keeps at least. Floors are filled first and count towards the total;
+            where they come to more than the budget, they are what is kept.
 
         **Raises:** `ValueError` if a sparsity is outside `[0, 1]`, or `floor` is no whole number of at least 0.
         """
         self.sparsity = unit(sparsity, "Global(sparsity=...)")
         self.overrides = overriding(overrides, "Global(overrides=...)")
-        self.normalise, self.floor = bool(normalise), integer(floor, "Global(floor=...)", 0)
+        instance(normalise, bool, "Global(normalise=...)", "a bool")
+        self.normalise, self.floor = normalise, integer(floor, "Global(floor=...)", 0)
 
     def budgets(self, sites: Sites) -> list[AbstractBudget]:
         normaliser = by_norm if self.normalise else as_they_are

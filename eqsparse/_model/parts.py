@@ -43,8 +43,14 @@ def set_masks(model: PyTree, masks: Mapping[str, Bool[Array | np.ndarray, "..."]
 
     **Raises:** `ValueError` if a path is no masked weight's, or a mask has another shape or dtype.
     """
+    if not isinstance(masks, Mapping):
+        raise ValueError(f"`set_masks(masks=...)` must be a dict of path → mask. Got {type(masks).__name__}.")
     sites = read(model)
     stored = masks_of(sites)
+    if not stored:
+        raise ValueError(
+            "`set_masks(model=...)` must contain a masked layer; `eqsparse.sparsify` makes them. Got none."
+        )
     new = {}
     for path, mask in masks.items():
         if mask is None:

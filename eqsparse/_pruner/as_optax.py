@@ -10,8 +10,7 @@ from jaxtyping import PyTree
 from .._mask import Mask, masked
 from .._model import own_buffers
 from .._sites import masks_of, read, weights_of, write
-from .match import like_parameters, same_sites
-from .plan import frozen_sites
+from .match import like_parameters, outline, same_model
 
 if TYPE_CHECKING:
     from .base import AbstractPruner, PrunerState
@@ -43,7 +42,7 @@ def as_optax(pruner: "AbstractPruner") -> optax.GradientTransformationExtraArgs:
     ) -> tuple[PyTree, OptaxState]:
         if params is None:
             raise ValueError("`params` must be given to `update`: masks are those of the parameters. Got None.")
-        same_sites(state.pruner, frozen_sites(read(params)))
+        same_model(state.pruner, outline(params, state.masks), type(pruner).__name__)
         grads = like_parameters(updates, params)
         turn, advanced = pruner.advance(params, state.masks, grads, state.pruner, extra)
         return turn.landed_updates(params), OptaxState(turn.masks, advanced)

@@ -32,12 +32,12 @@ from .._sites import (
     write,
 )
 from .._structure import AbstractStructure, Unstructured
-from ._transition import AbstractTransition, Moment, Monotone, WORTH
+from ._transition import AbstractTransition, Kept, Moment, Monotone, WORTH
 from .as_optax import as_optax, forward_params
-from .match import like_parameters, same_sites
+from .match import like_parameters, Outline, outline, same_model, same_optimiser
 from .optimiser import AbstractUpkeep, FreshWhereGrown, numbers_as_arrays, parameters_by_path, start, state_by_site
 from .order import AbstractOrder, Before
-from .plan import frozen_sites, Plan, plan
+from .plan import Plan, plan
 from .turn import key_for, masked_sites, Memory, Setting, Turn
 from .view import AbstractView, OnMask
 
@@ -60,7 +60,8 @@ class PrunerState(eqx.Module):
     key: PRNGKeyArray | None
     trained: dict[str, Mask]
     memory: Memory
-    sites: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
+    outline: Outline = eqx.field(static=True)
+    maker: str = eqx.field(static=True)
 
 
 class AbstractPruner(eqx.Module):
@@ -129,7 +130,8 @@ class AbstractPruner(eqx.Module):
         self.structure = as_structures(structure)
         self.where = as_patterns(where)
         self.key = key
-        self.packed = bool(packed)
+        instance(packed, bool, f"{type(self).__name__}(packed=...)", "a bool")
+        self.packed = packed
         if key is None and "key" in self._needs():
             raise ValueError(f"`{type(self).__name__}(key=...)` must be a `jax.random.key`: it draws. Got None.")
 
@@ -140,7 +142,8 @@ class AbstractPruner(eqx.Module):
 
         - `model`: A model with masked layers, or a plain one, which is sparsified first.
 
-        **Returns:** `(model, state)`: masks as they were (full for a plain model), weights on their masks, no two
+        **Returns:** `(model, state)`: masks as the algorithm begins with (gradual pruning: as they were, full for a
+        plain model; `RigL`: drawn; straight-through: chosen), weights on their masks, no two
         leaves in the same buffer (so that both can be donated).
 
         **Raises:** `ValueError` if there is nothing to prune, a pattern matches no weight, or a structure does not
@@ -165,10 +168,10 @@ class AbstractPruner(eqx.Module):
 
         **Raises:** `ValueError` if `grads` or `state` belong to another model.
         """
-        sites = read(model)
-        same_sites(state, frozen_sites(sites))
+        parameters = eqx.filter(model, eqx.is_inexact_array)
+        same_model(state, outline(parameters, masks_of(read(model))), type(self).__name__)
         if grads is not None or self.optim is not None or not {"grads", "memory"}.isdisjoint(self._needs()):
-            grads = like_parameters(grads, eqx.filter(model, eqx.is_inexact_array))
+            grads = like_parameters(grads, parameters)
         return self._step(model, grads, state, numbers_as_arrays(extra))
 
     def prune(self, model: _Tree, *, grads: PyTree = None, key: PRNGKeyArray | None = None) -> _Tree:
@@ -278,12 +281,19 @@ class AbstractPruner(eqx.Module):
     def begin(self, parameters: PyTree, masks: dict[str, Mask]) -> tuple[Turn, PrunerState]:
         """Where training begins, from parameters and the masks they have."""
         sites = masked_sites(read(parameters), masks)
-        self.plan_for(sites)(self.distribution).check()
+        made = self.plan_for(sites)(self.distribution)
+        made.check()
+        if not made.sites and not isinstance(self.transition, Kept):
+            raise ValueError(
+                f"`{type(self).__name__}` must have a weight to prune: `where` and the distribution leave none of "
+                f"{list(sites)}. `NoPruning` trains without."
+            )
         witness = next(iter(sites.values())).weight
         # A copy: donating the state must not delete the pruner's own key.
         key = None if self.key is None else jnp.copy(own_key(self.key, witness))
         masks, trained = self._started(parameters, masks, key)
-        state = PrunerState(jnp.zeros((), jnp.int32), None, key, trained, {}, frozen_sites(sites))
+        known = outline(parameters, masks)
+        state = PrunerState(jnp.zeros((), jnp.int32), None, key, trained, {}, known, type(self).__name__)
         turn = self._turn(parameters, masks, state, None, {}).landed(parameters)
         optim = None if self.optim is None else start(self.optim, turn.parameters)
         memory = self._memory(turn, optim) | self.order.start(turn.parameters)
@@ -293,8 +303,11 @@ class AbstractPruner(eqx.Module):
         self, parameters: PyTree, masks: dict[str, Mask], grads: PyTree, state: PrunerState, extra: dict[str, Any]
     ) -> tuple[Turn, PrunerState]:
         """Where a step ends, from where the last one did."""
+        if self.optim is not None:
+            same_optimiser(state.optim, eqx.filter_eval_shape(start, self.optim, parameters))
         turn = self.order.run(self._turn(parameters, masks, state, grads, extra).remember())
-        return turn, PrunerState(state.step + 1, turn.optim, state.key, turn.trained, turn.memory, state.sites)
+        changed = {"step": state.step + 1, "optim": turn.optim, "trained": turn.trained, "memory": turn.memory}
+        return turn, dataclasses.replace(state, **changed)
 
     @eqx.filter_jit
     def _step(self, model: PyTree, grads: PyTree, state: PrunerState, extra: dict) -> tuple[PyTree, PrunerState]:

@@ -1,15 +1,19 @@
 """Checks that gradients and state belong to the model they come with."""
 
-from typing import Any, TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any, TYPE_CHECKING, TypeAlias
 
 import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from .._sites import leaves_by_path
+from .._mask import Mask
+from .._sites import leaves_by_path, read
 
 if TYPE_CHECKING:
     from .base import PrunerState
+
+Outline: TypeAlias = tuple[tuple[str, str], ...]
 
 
 def like_parameters(grads: PyTree, parameters: PyTree) -> PyTree:
@@ -27,18 +31,44 @@ def like_parameters(grads: PyTree, parameters: PyTree) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(parameters), [found[path] for path in want])
 
 
-def same_sites(state: "PrunerState", sites: tuple[tuple[str, tuple[int, ...]], ...]) -> None:
-    """Raises if the state was made for another model."""
-    there = getattr(state, "sites", None)
+def outline(parameters: PyTree, masks: Mapping[str, Mask]) -> Outline:
+    """Path → shape and storage of the mask, of all sites and of the other parameters: to tell models apart."""
+    sites = read(parameters)
+    form = lambda path: "" if path not in masks else " with a packed mask" if masks[path].packed else " with a mask"
+    found = [(path, f"shape {tuple(site.weight.shape)}{form(path)}") for path, site in sites.items()]
+    weights = {id(site.weight) for site in sites.values()}
+    others = [(path, leaf) for path, leaf in leaves_by_path(parameters) if id(leaf) not in weights]
+    return (*found, *((path, f"shape {tuple(leaf.shape)}") for path, leaf in others if path not in sites))
+
+
+def same_model(state: "PrunerState", here: Outline, maker: str) -> None:
+    """Raises if the state was made for another model or by another pruner."""
+    there = getattr(state, "outline", None)
     if there is None:
         raise ValueError(f"`state` must come from `init` or the last `step`. Got {type(state).__name__}.")
-    if there != sites:
-        here, was = dict(sites), dict(there)
-        path = next((p for p in {**here, **was} if here.get(p) != was.get(p)), "")
+    if state.maker != maker:
+        raise ValueError(f"`state` must be that of this pruner, a {maker}. Got that of a {state.maker}.")
+    if there != here:
+        now, was = dict(here), dict(there)
+        path = next((p for p in {**now, **was} if now.get(p) != was.get(p)), "")
         raise ValueError(
-            f"`state` must be that of `model`. At `{path}` the model has {_shape(here.get(path))}. "
-            f"Got a state of {_shape(was.get(path))}."
+            f"`state` must be that of `model`. At `{path}` the model has {now.get(path, 'nothing')}. "
+            f"Got a state of {was.get(path, 'nothing')}."
         )
+
+
+def same_optimiser(state: PyTree, fresh: PyTree) -> None:
+    """Raises if the state is that of another optimiser."""
+    if jax.tree.structure(state) != jax.tree.structure(fresh):
+        raise ValueError(
+            "`state` must be that of this pruner's optimiser. "
+            f"Got {_names(state)}, where the optimiser has {_names(fresh)}."
+        )
+
+
+def _names(state: PyTree) -> str:
+    kinds = [type(part).__name__ for part in (state if type(state) is tuple else (state,))]
+    return " and ".join(kinds)
 
 
 def _leaf(leaf: Any) -> str:

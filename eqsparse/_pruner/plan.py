@@ -77,8 +77,3 @@ def _assign(structures: AbstractStructure | PatternMap, sites: Sites) -> dict[st
     if isinstance(structures, PatternMap):
         return structures.lookup({path: site.weight for path, site in sites.items()}, "structure")
     return dict.fromkeys(sites, structures)
-
-
-def frozen_sites(sites: Sites) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Paths and shapes, to tell one model from another."""
-    return tuple((path, tuple(site.weight.shape)) for path, site in sites.items())

@@ -82,7 +82,7 @@ def all_arrays(model: PyTree) -> tuple[int, int]:
 def corner(site: Site, length: int) -> Bool[np.ndarray, "rows columns"]:
     """The first rows and columns of the mask of the site's first layer, kernel axes flattened into columns."""
     shape = (*site.core[:1], math.prod(site.core[1:])) if len(site.core) > 1 else (1, site.slice_size)
-    if site.mask is None:
+    if site.mask is None or site.weight.size == 0:
         return np.ones(shape, bool)[:length, :length]
     first = np.asarray(site.mask.bits)[(0,) * len(site.stack)]
     rows = first[:length] if len(site.core) > 1 else first

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Float32, Int32
 
-from .._check import known, number, whole
+from .._check import known, number, unit, whole
 from .base import AbstractSchedule
 
 
@@ -35,7 +35,7 @@ class OneShot(AbstractSchedule):
         self.step = whole(step, "OneShot(step=...)", 0)
 
     def is_due(self, step: ArrayLike) -> Bool[Array, ""]:
-        return jnp.asarray(step, jnp.int32) == self.step
+        return _at(step) == self.step
 
     def sparsity(self, target: ArrayLike, step: ArrayLike) -> Float[Array, ""]:
         return _from(self.step, target, step)
@@ -102,8 +102,8 @@ class Polynomial(AbstractSchedule):
         return _on_grid(self.start, self.stop, self.every, step)
 
     def sparsity(self, target: ArrayLike, step: ArrayLike) -> Float[Array, ""]:
-        step = jnp.asarray(step, jnp.int32)
-        target = jnp.asarray(target, jnp.float32)
+        step = _at(step)
+        target = unit(target, "target")
         length = jnp.maximum(self.stop - self.start, 1).astype(jnp.float32)
         share = jnp.clip((step - self.start).astype(jnp.float32) / length, 0, 1)
         return jnp.where(step >= self.stop, target, target * (1 - (1 - share) ** self.power))
@@ -140,13 +140,13 @@ class Alternating(AbstractSchedule):
         self.sparse_steps = whole(sparse_steps, "Alternating(sparse_steps=...)", 1)
 
     def is_due(self, step: ArrayLike) -> Bool[Array, ""]:
-        step = jnp.asarray(step, jnp.int32)
+        step = _at(step)
         place = self._place(step)
         begins = (place == 0) | (place == self.sparse_steps)
         return (step == self.stop) | ((step >= self.start) & (step < self.stop) & begins)
 
     def sparsity(self, target: ArrayLike, step: ArrayLike) -> Float[Array, ""]:
-        step, target = jnp.asarray(step, jnp.int32), jnp.asarray(target, jnp.float32)
+        step, target = _at(step), unit(target, "target")
         sparse = (step >= self.stop) | ((step >= self.start) & (self._place(step) < self.sparse_steps))
         return jnp.where(sparse, target, jnp.zeros_like(target))
 
@@ -183,12 +183,12 @@ class Rounds(AbstractSchedule):
         self.steps = whole(steps, "Rounds(steps=...)", 1)
 
     def is_due(self, step: ArrayLike) -> Bool[Array, ""]:
-        step = jnp.asarray(step, jnp.int32)
+        step = _at(step)
         return (step > 0) & (step <= self.last()) & (step % self.steps == 0)
 
     def sparsity(self, target: ArrayLike, step: ArrayLike) -> Float[Array, ""]:
-        target = jnp.asarray(target, jnp.float32)
-        done = jnp.asarray(step, jnp.int32) // self.steps
+        target = unit(target, "target")
+        done = _at(step) // self.steps
         share = jnp.clip(done, 0, self.rounds).astype(jnp.float32) / self.rounds.astype(jnp.float32)
         return jnp.where(done >= self.rounds, target, 1 - (1 - target) ** share)
 
@@ -196,13 +196,17 @@ class Rounds(AbstractSchedule):
         return self.rounds * self.steps
 
 
+def _at(step: ArrayLike) -> Int32[Array, "..."]:
+    return whole(step, "step", -(2**31))
+
+
 def _from(start: Int32[Array, ""], target: ArrayLike, step: ArrayLike) -> Float[Array, ""]:
-    target = jnp.asarray(target, jnp.float32)
-    return jnp.where(jnp.asarray(step, jnp.int32) >= start, target, jnp.zeros_like(target))
+    target = unit(target, "target")
+    return jnp.where(_at(step) >= start, target, jnp.zeros_like(target))
 
 
 def _on_grid(start: Array, stop: Array, every: Array, step: ArrayLike) -> Bool[Array, ""]:
-    step = jnp.asarray(step, jnp.int32)
+    step = _at(step)
     return (step >= start) & (step <= stop) & (((step - start) % every == 0) | (step == stop))
 
 

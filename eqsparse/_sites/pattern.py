@@ -33,6 +33,8 @@ def as_patterns(where: Where) -> tuple[Pattern, ...] | None:
         return None
     one: Any = where  # told apart below, with a message of our own
     patterns = tuple(one) if isinstance(one, Iterable) and not isinstance(one, str) else (one,)
+    if not patterns:
+        raise ValueError("`where` must hold one pattern at least; `None` picks all. Got an empty list.")
     for pattern in patterns:
         if not _is_pattern(pattern):
             raise ValueError(

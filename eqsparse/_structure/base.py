@@ -73,6 +73,8 @@ class AbstractStructure(eqx.Module):
         **Raises:** `ValueError` if `sparsity` is outside `[0, 1]`, or the shape can't have this structure.
         """
         scores = jnp.asarray(scores)
+        if not (jnp.issubdtype(scores.dtype, jnp.floating) or is_lot(scores)):
+            raise ValueError(f"`scores` must be floating point or unsigned integers. Got dtype {scores.dtype}.")
         geometry = Geometry(scores.ndim, max(scores.ndim - 1, 0))
         density = density_of(unit(sparsity, "sparsity"))
         self.check("", tuple(scores.shape), None, geometry)

@@ -275,6 +275,69 @@ def test_state_of_another_model(run, sizes, says):
 
 
 @pytest.mark.own_message
+def test_state_of_a_model_that_differs_elsewhere(run):
+    """In a bias, or in how masks are stored: the sites are the same."""
+    plain = [eqx.nn.Linear(8, 8, use_bias=False, key=KEY), eqx.nn.Linear(8, 4, key=KEY)]
+    other = lambda model, **k: eqsparse.MagnitudePruning(optax.adam(0.1), distribution=0.5, **k).init(model)[1]
+    refuses(
+        run,
+        r"`state` must be that of `model`. At `0.*bias` the model has shape \(8,\). Got a state of nothing",
+        state=other(plain),
+    )
+    refuses(
+        run,
+        r"`state`.*At `0.weight` the model has .* with a mask. Got .* with a packed mask",
+        state=other(model_of(), packed=True),
+    )
+
+
+@pytest.mark.own_message
+def test_state_of_another_pruner_or_optimiser(run):
+    other = eqsparse.RandomPruning(optax.adam(0.1), distribution=0.5, key=KEY).init(model_of())[1]
+    refuses(run, "`state` must be that of this pruner, a MagnitudePruning. Got that of a RandomPruning", state=other)
+    other = eqsparse.MagnitudePruning(optax.sgd(0.1), distribution=0.5).init(model_of())[1]
+    refuses(run, "`state` must be that of this pruner's optimiser. Got EmptyState and EmptyState", state=other)
+
+
+@pytest.mark.own_message
+def test_nothing_to_prune_is_said(run):
+    """Rather than to train on, dense."""
+    none = {"*": None}
+    for pruner in (eqsparse.MagnitudePruning(distribution=eqsparse.Uniform(0.5, none)),):
+        with pytest.raises(ValueError, match="`MagnitudePruning` must have a weight to prune"):
+            pruner.init(model_of())
+    with pytest.raises(ValueError, match="`MagnitudePruning` must have a weight to prune"):
+        eqsparse.MagnitudePruning(optax.sgd(0.1), distribution=0.5).as_optax().init({"a": jnp.ones(3)})
+    for call in (
+        lambda: eqsparse.sparsify(model_of(), []),
+        lambda: eqsparse.MagnitudePruning(distribution=0.5, where=[]),
+    ):
+        with pytest.raises(ValueError, match="`where` must hold one pattern at least"):
+            call()
+
+
+@pytest.mark.own_message
+def test_settings_of_another_kind():
+    with pytest.raises(ValueError, match=r"`Global\(normalise=...\)` must be a bool. Got {'0.*': None}"):
+        eqsparse.Global(0.5, {"0.*": None})  # overrides come third
+    with pytest.raises(ValueError, match=r"`MagnitudePruning\(packed=...\)` must be a bool. Got 'yes'"):
+        eqsparse.MagnitudePruning(distribution=0.5, packed="yes")
+    with pytest.raises(ValueError, match=r"`set_masks\(masks=...\)` must be a dict of path → mask. Got list"):
+        eqsparse.set_masks(eqsparse.sparsify(model_of()), [1])
+    with pytest.raises(ValueError, match=r"`set_masks\(model=...\)` must contain a masked layer"):
+        eqsparse.set_masks(model_of(), {"0.weight": jnp.ones((8, 8), bool)})
+    for structure in (eqsparse.Unstructured(), eqsparse.Block((2, 2)), eqsparse.Channel(), eqsparse.NM(2, 4)):
+        with pytest.raises(ValueError, match="`scores` must be floating point or unsigned integers. Got dtype int32"):
+            structure.mask(jnp.ones((4, 4), jnp.int32), 0.5)
+    with pytest.raises(ValueError, match=r"`scores\(key=...\)` must be a `jax.random.key`"):
+        eqsparse.Random().scores({"a": jnp.ones(3)}, key=5)
+    with pytest.raises(ValueError, match=r"`target` must be in \[0, 1\]. Got 1.5"):
+        eqsparse.Polynomial(0, 10, 3).sparsity(1.5, 3)
+    with pytest.raises(ValueError, match="`step` must be a whole number. Got 3.7"):
+        eqsparse.Polynomial(0, 10, 3).is_due(3.7)
+
+
+@pytest.mark.own_message
 def test_what_is_no_state(run):
     for state in ((), {"step": 0}, run[2].optim):
         refuses(run, r"`state`.*`init`.*Got", state=state)

@@ -409,3 +409,8 @@ def test_errors():
 
     with pytest.raises(ValueError, match=r"`report\(model=...\)` must hold arrays, not tracers"):
         traced(MaskedLinear(3, 4, key=KEY))
+
+
+def test_a_layer_without_inputs():
+    rows = eqsparse.report(eqsparse.MaskedLinear(0, 4, key=jax.random.key(0))).rows
+    assert [(row["size"], row["kept"]) for row in rows] == [(0, 0)]
