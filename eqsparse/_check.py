@@ -29,7 +29,7 @@ def unit(value: ArrayLike, argument: str) -> Array:
     return array if isinstance(value, jax.Array) else jnp.asarray(on_grid(value), jnp.float32)
 
 
-def on_grid(sparsity: float | np.ndarray | np.generic) -> np.ndarray:
+def on_grid(sparsity: ArrayLike) -> np.ndarray | np.floating:
     """The multiple of 1e-7 that a sparsity stands for, in its own precision: that of its float32 may be the next."""
     return np.floor(np.clip(np.asarray(sparsity, np.float64), 0, 1) * GRID + 0.5) / GRID
 
@@ -71,7 +71,7 @@ def number(value: ArrayLike, argument: str, dtype: Any) -> Array:
     return jnp.asarray(value, dtype=dtype)
 
 
-def constant(value: ArrayLike, argument: str) -> float:
+def constant(value: Any, argument: str) -> float:
     """A finite number of at least 0 that is compiled in, so never an array that is traced."""
     _one_number(value, argument)
     if not known(value):

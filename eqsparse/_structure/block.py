@@ -56,7 +56,7 @@ class Block(AbstractPooling):
             return scores[(slice(None),) * stack + tuple(slice(None, None, b) for b in tile)]
         scores = in_float32(scores)
         if self.pool == "avg":
-            total = jnp.sum(_tiled(scores, core, tile, 0), axis=_within(stack, len(core)))
+            total = jnp.sum(_tiled(scores, core, tile, 0.0), axis=_within(stack, len(core)))
             sizes = jnp.asarray(np.broadcast_to(self.sizes(core), total.shape[stack:]), total.dtype)
             return total / jnp.broadcast_to(sizes, total.shape)
         # A NaN ranks below every number: it must not hide the others of its tile.
