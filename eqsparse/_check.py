@@ -71,7 +71,7 @@ def number(value: ArrayLike, argument: str, dtype: Any) -> Array:
     return jnp.asarray(value, dtype=dtype)
 
 
-def constant(value: ArrayLike, argument: str) -> float:
+def constant(value: Any, argument: str) -> float:
     """A finite number of at least 0 that is compiled in, so never an array that is traced."""
     _one_number(value, argument)
     if not known(value):
