@@ -45,15 +45,15 @@ class AbstractStructure(eqx.Module):
         """What is to be selected so that each slice of a stack keeps that share of its weights; finishes as a mask
         of the shape of `scores`. Weights that are `kept` are placed above all others."""
 
-    @abc.abstractmethod
     def contest(
         self, scores: Shaped[Array, "..."], geometry: Geometry, kept: Bool[Array, "..."] | None = None
     ) -> Contest:
         """All groups of a slice against each other, whatever part of it they have their budget in."""
+        return Contest(scores, geometry.core_rank, 1, kept)
 
-    @abc.abstractmethod
     def spread(self, chosen: Bool[Array, "..."], shape: tuple[int, ...], geometry: Geometry) -> Bool[Array, "*shape"]:
         """The mask of the weights, from that of the groups."""
+        return chosen
 
     @abc.abstractmethod
     def check(self, path: str, core: tuple[int, ...], density: UInt32[Array, ""] | None, geometry: Geometry) -> None:
@@ -110,6 +110,10 @@ class AbstractPooling(AbstractStructure):
     @abc.abstractmethod
     def sizes(self, core: tuple[int, ...]) -> int | np.ndarray:
         """Weights in each group: one number, or an array of the shape of the groups of one slice."""
+
+    @abc.abstractmethod
+    def spread(self, chosen: Bool[Array, "..."], shape: tuple[int, ...], geometry: Geometry) -> Bool[Array, "*shape"]:
+        """The mask of the weights, from that of the groups."""
 
     @abc.abstractmethod
     def rivals(self, geometry: Geometry) -> int:

@@ -34,14 +34,6 @@ class FixedFanIn(AbstractStructure):
         """
         self.ablation = None if ablation is None else unit(ablation, "FixedFanIn(ablation=...)")
 
-    def contest(
-        self, scores: Shaped[Array, "..."], geometry: Geometry, kept: Bool[Array, "..."] | None = None
-    ) -> Contest:
-        return Contest(scores, geometry.core_rank, 1, kept)
-
-    def spread(self, chosen: Bool[Array, "..."], shape: tuple[int, ...], geometry: Geometry) -> Bool[Array, "..."]:
-        return chosen
-
     def enter(
         self,
         scores: Shaped[Array, "..."],

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Shaped, UInt32
 
 from .._check import integer, known
-from .._selection import Contest, count_up, FULL, HALF_STEP, Pending, select_in_runs
+from .._selection import count_up, FULL, HALF_STEP, Pending, select_in_runs
 from .base import AbstractStructure, Geometry
 
 
@@ -42,14 +42,6 @@ class NM(AbstractStructure):
             raise ValueError(f"`NM(n, m)` must have 1 <= n <= m. Got n={n}, m={m}.")
         self.n, self.m = n, m
         self.axis = None if axis is None else integer(axis, "NM(axis=...)")
-
-    def contest(
-        self, scores: Shaped[Array, "..."], geometry: Geometry, kept: Bool[Array, "..."] | None = None
-    ) -> Contest:
-        return Contest(scores, geometry.core_rank, 1, kept)
-
-    def spread(self, chosen: Bool[Array, "..."], shape: tuple[int, ...], geometry: Geometry) -> Bool[Array, "..."]:
-        return chosen
 
     def enter(
         self,
