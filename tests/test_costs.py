@@ -66,7 +66,7 @@ def training_step(model, optimised, **settings):
     def step(pruner, model, state):
         return pruner.step(model, eqx.filter_grad(loss)(model), state)
 
-    return step.lower(pruner, *pruner.init(model)).compile(optimised).compiled
+    return step.lower(pruner, *pruner.init(model)).lowered.compile(optimised)
 
 
 @pytest.mark.parametrize("packed, share", [(False, 1 / 4), (True, 1 / 32)])

@@ -21,7 +21,7 @@ _Tree = TypeVar("_Tree")
 def start(optim: optax.GradientTransformation, parameters: PyTree) -> PyTree:
     """The state that an Optax optimiser begins with."""
     with jax.numpy_dtype_promotion("standard"):  # some call schedules of theirs here already
-        return optim.init(parameters)
+        return _strong(optim.init(parameters))
 
 
 def optimise(
@@ -30,7 +30,13 @@ def optimise(
     """One step of an Optax optimiser: updates, new parameters in their own dtypes, and new state."""
     with jax.numpy_dtype_promotion("standard"):  # which Optax's own arithmetic relies on
         updates, state = optax.with_extra_args_support(optim).update(grads, state, parameters, **extra)
-        return updates, optax.apply_updates(parameters, updates), state
+        return updates, optax.apply_updates(parameters, updates), _strong(state)
+
+
+def _strong(state: _Tree) -> _Tree:
+    """A state without weak types, which some optimisers start with and lose after a step: it would compile twice."""
+    weak = lambda x: getattr(x, "weak_type", False)
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype) if weak(x) else x, state)
 
 
 def numbers_as_arrays(extra: _Tree) -> _Tree:

@@ -293,8 +293,8 @@ def test_state_of_a_model_that_differs_elsewhere(run):
 
 @pytest.mark.own_message
 def test_state_of_another_pruner_or_optimiser(run):
-    other = eqsparse.RandomPruning(optax.adam(0.1), distribution=0.5, key=KEY).init(model_of())[1]
-    refuses(run, "`state` must be that of this pruner, a MagnitudePruning. Got that of a RandomPruning", state=other)
+    other = eqsparse.SaliencyPruning(optax.adam(0.1), distribution=0.5).init(model_of())[1]
+    refuses(run, "`state` must be that of this pruner, a MagnitudePruning. Got that of a SaliencyPruning", state=other)
     other = eqsparse.MagnitudePruning(optax.sgd(0.1), distribution=0.5).init(model_of())[1]
     refuses(run, "`state` must be that of this pruner's optimiser. Got EmptyState and EmptyState", state=other)
 

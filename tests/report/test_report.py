@@ -412,5 +412,5 @@ def test_errors():
 
 
 def test_a_layer_without_inputs():
-    rows = eqsparse.report(eqsparse.MaskedLinear(0, 4, key=jax.random.key(0))).rows
+    rows = report(MaskedLinear(0, 4, key=KEY)).rows
     assert [(row["size"], row["kept"]) for row in rows] == [(0, 0)]
