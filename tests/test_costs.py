@@ -53,10 +53,8 @@ def test_global_masks_are_made_without_concatenating(compiled):
     assert made.memory_analysis().temp_size_in_bytes <= 4 * 4 * 4 * 512 * 512
 
 
-def training_step(model, optimised, **settings):
-    pruner = eqsparse.MagnitudePruning(
-        optax.adam(1e-3), distribution=0.9, schedule=eqsparse.Polynomial(0, 10, 2), **settings
-    )
+def training_step(model, optimised, algorithm=eqsparse.MagnitudePruning, **settings):
+    pruner = algorithm(optax.adam(1e-3), distribution=0.9, schedule=eqsparse.Periodic(0, 10, 2), **settings)
     x, y = jnp.ones((8, 256)), jnp.zeros(8, int)
 
     def loss(model):
@@ -94,8 +92,20 @@ def test_a_step_holds_no_constant_weights_and_does_not_sort(model_and_step):
     assert step.memory_analysis().alias_size_in_bytes >= 0.99 * 3 * eqsparse.nbytes(model)
 
 
-def test_masks_alone_leave_the_conditional(model_and_step):
-    """Weights or moments that pass through a conditional would be copied at every step."""
-    text = model_and_step[1].as_text()
+@pytest.mark.parametrize(
+    "algorithm, settings",
+    [
+        (eqsparse.MagnitudePruning, {}),
+        (eqsparse.MagnitudePruning, {"packed": True}),
+        (eqsparse.RigL, {"key": KEY}),
+        (eqsparse.SET, {"key": KEY}),
+        (eqsparse.TopKAST, {"backward_sparsity": 0.5}),
+        (eqsparse.ACDC, {}),
+    ],
+)
+def test_a_step_copies_nothing(optimised, algorithm, settings):
+    """Masks, weights and moments are changed in their own buffers, and not touched where no update is due."""
+    model = eqx.nn.MLP(256, 256, 256, 2, key=KEY)
+    text = training_step(model, optimised, algorithm, **settings).as_text()
     entry = text[text.index("ENTRY") :]
-    assert not re.search(r"= f32\[256,256\]\S* copy\(", entry)
+    assert not re.search(r"= (f32|pred|u8)\[256,(256|32)\]\S* copy\(", entry)

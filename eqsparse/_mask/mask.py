@@ -1,6 +1,7 @@
 """Which weights are kept: one byte a weight, or one bit."""
 
-import equinox as eqx
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Shaped, UInt8, UInt32
 
 
-class Mask(eqx.Module):
+@dataclasses.dataclass(frozen=True, init=False, eq=False)
+class Mask:
     """Which entries of a weight are kept (`True`), as booleans or packed eight to a byte.
 
     A mask is a leaf that no gradient reaches: `eqx.partition(model, eqx.is_inexact_array)` puts it with
@@ -17,7 +19,7 @@ class Mask(eqx.Module):
     """
 
     bits: Bool[Array, "*shape"] | UInt8[Array, "*packed"]
-    last: int | None = eqx.field(static=True)
+    last: int | None
 
     def __init__(self, dense: Bool[Array, "*shape"], *, packed: bool = False):
         """**Arguments:**
@@ -31,8 +33,8 @@ class Mask(eqx.Module):
             raise ValueError(f"`Mask(dense=...)` must be a boolean array. Got {_kind(dense)}.")
         dense = jnp.asarray(dense)
         packed = packed and dense.ndim > 0
-        self.last = dense.shape[-1] if packed else None
-        self.bits = jnp.packbits(dense, axis=-1) if packed else dense
+        object.__setattr__(self, "last", dense.shape[-1] if packed else None)
+        object.__setattr__(self, "bits", jnp.packbits(dense, axis=-1) if packed else dense)
 
     @classmethod
     def full(cls, weight: Shaped[Array, "*shape"], *, packed: bool = False) -> "Mask":
@@ -70,6 +72,18 @@ class Mask(eqx.Module):
     def replace(self, dense: Bool[Array, "*shape"]) -> "Mask":
         """A mask of other entries, stored as this one is."""
         return Mask(dense, packed=self.packed)
+
+
+def _unflatten(last, children):
+    mask = object.__new__(Mask)
+    object.__setattr__(mask, "bits", children[0])
+    object.__setattr__(mask, "last", last)
+    return mask
+
+
+jax.tree_util.register_pytree_with_keys(
+    Mask, lambda m: (((jax.tree_util.GetAttrKey("bits"), m.bits),), m.last), _unflatten, lambda m: ((m.bits,), m.last)
+)
 
 
 def as_mask(mask: Mask | Array | np.ndarray | None, weight: Array, name: str, *, packed: bool) -> Mask:

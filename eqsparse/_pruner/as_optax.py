@@ -1,5 +1,6 @@
 """A pruner as an Optax transformation, for parameters in any PyTree."""
 
+import dataclasses
 from typing import Any, TYPE_CHECKING
 
 import equinox as eqx
@@ -9,6 +10,7 @@ from jaxtyping import PyTree
 
 from .._mask import Mask, masked
 from .._model import own_buffers
+from .._selection import update_if
 from .._sites import masks_of, read, weights_of, write
 from .match import like_parameters, outline, same_model
 
@@ -44,7 +46,10 @@ def as_optax(pruner: "AbstractPruner") -> optax.GradientTransformationExtraArgs:
             raise ValueError("`params` must be given to `update`: masks are those of the parameters. Got None.")
         same_model(state.pruner, outline(params, state.masks), type(pruner).__name__)
         grads = like_parameters(updates, params)
-        turn, advanced = pruner.advance(params, state.masks, grads, state.pruner, extra)
+        turn = pruner.turn(params, state.masks, state.pruner, grads, extra)
+        first = state.pruner.step == 0  # when parameters are not on their masks yet
+        landed = update_if(first, lambda _: turn.landed(params).parameters, params)
+        turn, advanced = pruner.advance(dataclasses.replace(turn, parameters=landed), state.pruner)
         return turn.landed_updates(params), OptaxState(turn.masks, advanced)
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]

@@ -35,7 +35,7 @@ from .._structure import AbstractStructure, Unstructured
 from ._transition import AbstractTransition, Kept, Moment, Monotone, WORTH
 from .as_optax import as_optax, forward_params
 from .match import like_parameters, Outline, outline, same_model, same_optimiser
-from .optimiser import AbstractUpkeep, FreshWhereGrown, numbers_as_arrays, parameters_by_path, start, state_by_site
+from .optimiser import AbstractUpkeep, FreshWhereGrown, numbers_as_arrays, OptimiserState, parameters_by_path, start
 from .order import AbstractOrder, Before
 from .plan import Plan, plan
 from .turn import key_for, masked_sites, Memory, Setting, Turn
@@ -294,25 +294,35 @@ class AbstractPruner(eqx.Module):
         masks, trained = self._started(parameters, masks, key)
         known = outline(parameters, masks)
         state = PrunerState(jnp.zeros((), jnp.int32), None, key, trained, {}, known, type(self).__name__)
-        turn = self._turn(parameters, masks, state, None, {}).landed(parameters)
-        optim = None if self.optim is None else start(self.optim, turn.parameters)
-        memory = self._memory(turn, optim) | self.order.start(turn.parameters)
-        return turn, dataclasses.replace(state, optim=optim, memory=memory)
+        turn = self.turn(parameters, masks, state, None, {}).landed(parameters)
+        if self.optim is not None:
+            turn = dataclasses.replace(turn, optim=start(self.optim, turn.parameters)).settled()
+        memory = self._memory(turn, turn.optim) | self.order.start(turn.parameters)
+        return turn, dataclasses.replace(state, optim=turn.optim, memory=memory)
 
-    def advance(
-        self, parameters: PyTree, masks: dict[str, Mask], grads: PyTree, state: PrunerState, extra: dict[str, Any]
-    ) -> tuple[Turn, PrunerState]:
+    def advance(self, turn: Turn, state: PrunerState) -> tuple[Turn, PrunerState]:
         """Where a step ends, from where the last one did."""
         if self.optim is not None:
-            same_optimiser(state.optim, eqx.filter_eval_shape(start, self.optim, parameters))
-        turn = self.order.run(self._turn(parameters, masks, state, grads, extra).remember())
+            same_optimiser(state.optim, eqx.filter_eval_shape(start, self.optim, turn.parameters))
+        turn = self.order.run(turn.remember())
         changed = {"step": state.step + 1, "optim": turn.optim, "trained": turn.trained, "memory": turn.memory}
         return turn, dataclasses.replace(state, **changed)
+
+    def turn(
+        self, parameters: PyTree, masks: dict[str, Mask], state: PrunerState, grads: PyTree, extra: dict[str, Any]
+    ) -> Turn:
+        """A step at its beginning."""
+        sites = masked_sites(read(parameters), masks)
+        made = self.plan_for(sites)(self.distribution)
+        due = self.transition.is_due(self.schedule, state.step)
+        owners = parameters_by_path(parameters, sites)
+        setting = Setting(self, sites, made, state.step, due, state.key, grads, extra, owners)
+        return Turn(setting, parameters, masks, state.trained, state.optim, state.memory)
 
     @eqx.filter_jit
     def _step(self, model: PyTree, grads: PyTree, state: PrunerState, extra: dict) -> tuple[PyTree, PrunerState]:
         parameters, rest = eqx.partition(model, eqx.is_inexact_array)
-        turn, state = self.advance(parameters, masks_of(read(model)), grads, state, extra)
+        turn, state = self.advance(self.turn(parameters, masks_of(read(model)), state, grads, extra), state)
         return write(eqx.combine(turn.parameters, rest), {}, turn.masks), state
 
     @eqx.filter_jit
@@ -331,22 +341,12 @@ class AbstractPruner(eqx.Module):
         stored = lambda table: {path: masks[path].replace(mask) for path, mask in table.items()}
         return masks | stored(new), stored(trained)
 
-    def _turn(
-        self, parameters: PyTree, masks: dict[str, Mask], state: PrunerState, grads: PyTree, extra: dict[str, Any]
-    ) -> Turn:
-        sites = masked_sites(read(parameters), masks)
-        made = self.plan_for(sites)(self.distribution)
-        due = self.transition.is_due(self.schedule, state.step)
-        owners = parameters_by_path(parameters, sites)
-        setting = Setting(self, sites, made, state.step, due, state.key, grads, extra, owners)
-        return Turn(setting, parameters, masks, state.trained, state.optim, state.memory)
-
     def _memory(self, turn: Turn, optim: PyTree) -> Memory:
         """Zeros for each criterion that remembers, unless the optimiser does it."""
         weights, memory = weights_of(turn.parameters), {}
         for role, criterion in self.criteria().items():
             field = criterion.optimiser_field
-            there = {} if field is None else state_by_site(optim, field, turn.setting.owners)
+            there = {} if field is None else OptimiserState(optim, turn.setting.owners).by_site(field)
             if "memory" in criterion.needs and not set(turn.setting.plan.sites) <= set(there):
                 memory[role] = {p: jnp.zeros_like(in_float32(weights[p])) for p in turn.setting.plan.sites}
         return memory

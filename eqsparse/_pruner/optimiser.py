@@ -2,7 +2,7 @@
 
 import abc
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, final, NamedTuple, TypeVar
 
 import equinox as eqx
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import optax
-from jaxtyping import Array, ArrayLike, Bool, PyTree, Shaped
+from jaxtyping import Array, Bool, PyTree, Shaped
 
 from .._mask import on_mask
 from .._sites import path_of, Sites, write
@@ -55,17 +55,19 @@ class AbstractUpkeep(eqx.Module):
         fresh: Callable[[], Array],
         before: Bool[Array, "..."] | None,
         now: Bool[Array, "..."] | None,
-        due: ArrayLike,
     ) -> Shaped[Array, "..."]:
-        """A part of the state that has a parameter's shape, renewed at each step.
+        """A part of the state that has a parameter's shape, after an update of masks.
 
         **Arguments:**
 
         - `leaf`: The part.
         - `fresh`: Makes it as `optim.init` does.
         - `before`, `now`: Where the weights were alive, and are; `None` for a parameter without a mask.
-        - `due`: Whether masks were updated.
         """
+
+    def settled(self, leaf: Shaped[Array, "..."], now: Bool[Array, "..."]) -> Shaped[Array, "..."]:
+        """The same at each step, before the optimiser: masks may have been set by hand."""
+        return on_mask(leaf, now)
 
 
 @final
@@ -76,7 +78,7 @@ class FreshWhereGrown(AbstractUpkeep):
     a weight in its first steps.
     """
 
-    def renewed(self, leaf: Array, fresh: Callable, before: Any, now: Any, due: ArrayLike) -> Array:
+    def renewed(self, leaf: Array, fresh: Callable, before: Any, now: Any) -> Array:
         if now is None:
             return leaf
         kept = on_mask(leaf, now & before)
@@ -87,7 +89,7 @@ class FreshWhereGrown(AbstractUpkeep):
 class ZeroWhereDropped(AbstractUpkeep):
     """Zero where a weight is dropped; for masks that never grow."""
 
-    def renewed(self, leaf: Array, fresh: Callable, before: Any, now: Any, due: ArrayLike) -> Array:
+    def renewed(self, leaf: Array, fresh: Callable, before: Any, now: Any) -> Array:
         return leaf if now is None else on_mask(leaf, now)
 
 
@@ -95,7 +97,10 @@ class ZeroWhereDropped(AbstractUpkeep):
 class Untouched(AbstractUpkeep):
     """As the optimiser leaves it; for weights that train whatever their mask."""
 
-    def renewed(self, leaf: Array, fresh: Callable, before: Any, now: Any, due: ArrayLike) -> Array:
+    def settled(self, leaf: Array, now: Array) -> Array:
+        return leaf
+
+    def renewed(self, leaf: Array, fresh: Callable, before: Any, now: Any) -> Array:
         return leaf
 
 
@@ -103,9 +108,8 @@ class Untouched(AbstractUpkeep):
 class FreshAtUpdates(AbstractUpkeep):
     """As `optim.init` gives it, for all parameters, whenever masks are updated; zero where a weight is dropped."""
 
-    def renewed(self, leaf: Array, fresh: Callable, before: Any, now: Any, due: ArrayLike) -> Array:
-        leaf = jnp.where(due, fresh(), leaf)
-        return leaf if now is None else on_mask(leaf, now)
+    def renewed(self, leaf: Array, fresh: Callable, before: Any, now: Any) -> Array:
+        return fresh() if now is None else on_mask(fresh(), now)
 
 
 class Parameter(NamedTuple):
@@ -124,48 +128,46 @@ class Parameter(NamedTuple):
 Parameters = Mapping[str, Parameter]
 
 
-def renew_state(
-    upkeep: AbstractUpkeep,
-    state: PyTree,
-    fresh: Callable[[], PyTree],
-    parameters: Parameters,
-    before: Mapping[str, Bool[Array, "..."] | None],
-    now: Mapping[str, Bool[Array, "..."] | None],
-    due: ArrayLike,
-) -> PyTree:
-    """The optimiser's state after masks have changed.
+class OptimiserState:
+    """An optimiser's state by parts: which of them belong to which site.
 
-    A leaf belongs to the parameter whose key path its own ends with, if their shapes are equal; so it works for
+    A part belongs to the parameter whose key path its own ends with, if their shapes are equal; so it works for
     moments in any chain, wrapper or partition, and leaves counters and factored statistics alone.
     """
-    made: dict[int, Array] = {}
 
-    def fresh_at(place: int) -> Array:
-        if not made:
-            made.update(enumerate(_leaves(fresh())[1]))
-        return made[place]
+    def __init__(self, state: PyTree, parameters: Parameters):
+        self._names, self._leaves, self._treedef = _leaves(state)
+        owners = _owners(self._names, parameters)
+        fits = lambda leaf, owner: owner is not None and getattr(leaf, "shape", None) == owner.shape
+        self._owners = [o if fits(leaf, o) else None for leaf, o in zip(self._leaves, owners, strict=True)]
 
-    def renewed(place: int, owner: Parameter | None, leaf: Any) -> Any:
-        if owner is None or getattr(leaf, "shape", None) != owner.shape:
-            return leaf
-        masks = (None, None) if owner.site is None else (before.get(owner.site), now.get(owner.site))
-        return upkeep.renewed(leaf, lambda: fresh_at(place), *masks, due)
+    def parts(self, sites: Collection[str | None]) -> dict[int, Array]:
+        """The parts of some sites (`None`: of the parameters that are none), by their place in the state."""
+        there = lambda owner: owner is not None and owner.site in sites
+        return {i: leaf for i, (leaf, o) in enumerate(zip(self._leaves, self._owners, strict=True)) if there(o)}
 
-    names, leaves, treedef = _leaves(state)
-    owned = zip(_owners(names, parameters), leaves, strict=True)
-    return treedef.unflatten([renewed(place, owner, leaf) for place, (owner, leaf) in enumerate(owned)])
+    def site(self, place: int) -> str | None:
+        """The site of the part at a place."""
+        owner = self._owners[place]
+        return None if owner is None else owner.site
 
+    def at(self, place: int) -> Any:
+        """The part at a place."""
+        return self._leaves[place]
 
-def state_by_site(state: PyTree, field: str, parameters: Parameters) -> dict[str, Array]:
-    """The part of an optimiser's state that is called so, by path of the site: the first there is."""
-    found: dict[str, Array] = {}
-    names, leaves, _ = _leaves(state)
-    for way, owner, leaf in zip(names, _owners(names, parameters), leaves, strict=True):
-        if owner is None or owner.site is None or getattr(leaf, "shape", None) != owner.shape:
-            continue
-        if way[: len(way) - owner.depth][-1:] == [field]:
-            found.setdefault(owner.site, leaf)
-    return found
+    def tree(self, parts: Mapping[int, Array]) -> PyTree:
+        """The state with other parts at some places."""
+        return self._treedef.unflatten([parts.get(i, leaf) for i, leaf in enumerate(self._leaves)])
+
+    def by_site(self, field: str) -> dict[str, Array]:
+        """The part that is called so, by path of the site: the first there is."""
+        found: dict[str, Array] = {}
+        for names, owner, leaf in zip(self._names, self._owners, self._leaves, strict=True):
+            if owner is None or owner.site is None:
+                continue
+            if names[: len(names) - owner.depth][-1:] == [field]:
+                found.setdefault(owner.site, leaf)
+        return found
 
 
 def parameters_by_path(parameters: PyTree, sites: Sites) -> Parameters:

@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Int32, PyTree
 from .._check import whole
 from .._selection import update_if
 from .turn import Turn
+from .update import choose
 
 REWIND = "rewind"
 """The role under which parameters are remembered."""
@@ -34,7 +35,7 @@ class Before(AbstractOrder):
     """Masks, then the optimiser on what is left."""
 
     def run(self, turn: Turn) -> Turn:
-        return turn.choose().optimise()
+        return choose(turn).optimise()
 
 
 @final
@@ -42,8 +43,7 @@ class Instead(AbstractOrder):
     """Where masks are updated, the optimiser does not step."""
 
     def run(self, turn: Turn) -> Turn:
-        chosen = turn.choose()
-        return chosen.optimise().unless(turn.setting.due, chosen)
+        return choose(turn).optimise_unless(turn.setting.due)
 
 
 @final
@@ -51,7 +51,7 @@ class After(AbstractOrder):
     """The optimiser, then masks of the weights it has made."""
 
     def run(self, turn: Turn) -> Turn:
-        return turn.optimise().choose()
+        return choose(turn.optimise())
 
 
 @final
@@ -74,7 +74,8 @@ class Rewinding(AbstractOrder):
         here = turn.setting.step == self.to
         saved = update_if(here, lambda _: turn.parameters, turn.memory[REWIND])
         turn = dataclasses.replace(turn, memory=turn.memory | {REWIND: saved})
-        chosen = turn.choose()
-        back = jax.tree.map(lambda a, b: a - b, saved, turn.parameters)
-        rewound = dataclasses.replace(chosen, updates=back).landed(saved)
-        return chosen.optimise().unless(turn.setting.due, rewound)
+        chosen = choose(turn)
+        rewound = chosen.landed(saved)
+        back = jax.tree.map(lambda a, b: a - b, rewound.parameters, turn.parameters)
+        parameters = update_if(turn.setting.due, lambda _: rewound.parameters, chosen.parameters)
+        return dataclasses.replace(chosen, parameters=parameters, updates=back).optimise_unless(turn.setting.due)

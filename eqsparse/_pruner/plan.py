@@ -1,7 +1,7 @@
 """What a pruner does to a model: which sites, with which structures and budgets."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from jaxtyping import Array, Bool, Float32, UInt32
 
@@ -39,6 +39,11 @@ class Plan:
         pending = [budget.survive(scores, masks, self.sites, self.structures, drop) for budget in self.budgets]
         return {path: mask for chosen in finish_all(pending) for path, mask in chosen.items()}
 
+    def only(self, paths: Collection[str]) -> "Plan":
+        """For some of the sites, those of whole budgets."""
+        budgets = [budget for budget in self.budgets if set(budget.paths) <= set(paths)]
+        return Plan({path: site for path, site in self.sites.items() if path in paths}, budgets, self.structures)
+
     def densities(self) -> dict[str, Float32[Array, ""]]:
         """The density that each site is to have in the end; that of all together where they share a budget."""
         return {path: fraction_of(budget.density) for budget in self.budgets for path in budget.paths}
@@ -71,6 +76,18 @@ def plan(
     chosen = {path: known[path] for budget in budgets for path in budget.paths}
     assigned = _assign(structures, sites)
     return Plan(chosen, budgets, {path: assigned.get(path, Unstructured()) for path in chosen})
+
+
+def apart(plans: Sequence[Plan]) -> list[tuple[str, ...]]:
+    """The sites of the first plan in groups, of which no two share a budget in any of the plans."""
+    group = {path: path for path in plans[0].sites}  # by the name of one of its members
+    for budget in (budget for plan in plans for budget in plan.budgets if len(budget.paths) > 1):
+        met = {group[path] for path in budget.paths if path in group}
+        group |= {path: min(met) for path, name in group.items() if name in met}
+    members: dict[str, tuple[str, ...]] = {}
+    for path, name in group.items():
+        members[name] = (*members.get(name, ()), path)
+    return list(members.values())
 
 
 def _assign(structures: AbstractStructure | PatternMap, sites: Sites) -> dict[str, AbstractStructure]:

@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, PyTree
 from .._mask import Mask
 from .._selection import update_if
 from .._sites import Sites, weights_of, write
-from ._transition import Moment, WORTH
-from .optimiser import optimise, Parameters, renew_state, start, state_by_site
+from ._transition import WORTH
+from .optimiser import optimise, OptimiserState, Parameters
 from .plan import Plan
 from .view import AbstractView, OnMask, Place
 
@@ -77,28 +77,6 @@ class Turn:
                 memory[role] = {p: criterion.remember(m, weights[p], grads[p]) for p, m in memory[role].items()}
         return dataclasses.replace(self, memory=memory)
 
-    def choose(self) -> "Turn":
-        """New masks if they are due; weights and the optimiser's state follow."""
-        setting = self.setting
-        planner, schedule = setting.pruner.plan_for(setting.sites), setting.pruner.schedule
-        moment = Moment(setting.plan, planner, self._scored, lambda role: True, schedule, setting.step)
-
-        def update(masks: tuple[dict[str, Mask], dict[str, Mask]]) -> tuple[dict[str, Mask], dict[str, Mask]]:
-            old, others = masks
-            new, trained = setting.pruner.transition.update({p: m.dense() for p, m in old.items()}, moment)
-            return {p: old[p].replace(m) for p, m in new.items()}, {p: others[p].replace(m) for p, m in trained.items()}
-
-        due = setting.due
-        if setting.grads is not None and not isinstance(due, bool):
-            # After the backward pass: at the same time, both would hold scratch memory, and on several devices
-            # wait for each other's all-reduces.
-            due, _ = jax.lax.optimization_barrier((due, setting.grads))
-        pruned = {path: self.masks[path] for path in setting.plan.sites}
-        pruned, trained = update_if(due, update, (pruned, self.trained))
-        chosen = dataclasses.replace(self, masks=self.masks | pruned, trained=trained)
-        before, now = self.alive(), chosen.alive()
-        return chosen.landed(self.parameters).renewed(before, now)
-
     def optimise(self) -> "Turn":
         """The optimiser's step on the gradient pulled back, landed."""
         setting, weights, places = self.setting, weights_of(self.parameters), self.places()
@@ -108,9 +86,39 @@ class Turn:
         grads = weights_of(setting.grads)
         pulled = {p: setting.view(p).pull_back(grads[p], weights[p], place) for p, place in places.items()}
         updates, stepped, state = optimise(
-            optim, write(setting.grads, pulled), self.optim, self.parameters, setting.extra
+            optim, write(setting.grads, pulled), self.settled().optim, self.parameters, setting.extra
         )
         return dataclasses.replace(self, optim=state, updates=updates).landed(stepped)
+
+    def settled(self) -> "Turn":
+        """With an optimiser's state that knows of the masks."""
+        state = OptimiserState(self.optim, self.setting.owners)
+        parts = {}
+        for path, place in self.places().items():
+            alive = self.setting.view(path).alive(place)
+            if alive is not None:
+                upkeep = self.setting.pruner.upkeep
+                parts |= {at: upkeep.settled(leaf, alive) for at, leaf in state.parts([path]).items()}
+        return dataclasses.replace(self, optim=state.tree(parts))
+
+    def optimise_unless(self, held: Bool[Array, ""] | bool) -> "Turn":
+        """`optimise` where it is not `held`. What is to be chosen at each step would be read once more, and copied."""
+        if self.setting.pruner.optim is None:
+            return self
+
+        def step(parameters: PyTree, optim: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+            turn = dataclasses.replace(self, parameters=parameters, optim=optim).optimise()
+            return turn.parameters, turn.optim, turn.updates
+
+        traced, seen = jax.closure_convert(step, self.parameters, self.optim)  # once
+        after = jax.eval_shape(traced, self.parameters, self.optim, *seen)
+        updates = jax.tree.map(jnp.zeros_like, after[2]) if self.updates is None else self.updates
+        # Some optimisers change a dtype at their first step.
+        cast = lambda x, to: x if x.dtype == to.dtype else x.astype(to.dtype)
+        here = jax.tree.map(cast, (self.parameters, self.optim, updates), after)
+        taken = not held if isinstance(held, bool) else ~held
+        parameters, optim, updates = update_if(taken, lambda standing: traced(*standing[:2], *seen), here)
+        return dataclasses.replace(self, parameters=parameters, optim=optim, updates=updates)
 
     def landed(self, stepped: PyTree) -> "Turn":
         """With the parameters that an optimiser has made, landed on the masks."""
@@ -119,63 +127,17 @@ class Turn:
         landed = write(stepped, {path: land(path, place) for path, place in self.places().items()})
         return dataclasses.replace(self, parameters=landed)
 
-    def renewed(self, before: dict[str, Any], now: dict[str, Any]) -> "Turn":
-        """With the optimiser's state as masks that have changed ask for."""
-        setting, optim = self.setting, self.setting.pruner.optim
-        if optim is None:
-            return self
-        fresh = lambda: start(optim, self.parameters)
-        upkeep = setting.pruner.upkeep
-        state = renew_state(upkeep, self.optim, fresh, setting.owners, before, now, setting.due)
-        return dataclasses.replace(self, optim=state)
-
-    def unless(self, held: Bool[Array, ""] | bool, other: "Turn") -> "Turn":
-        """This one, but the parameters and the optimiser's state of the other one where `held`."""
-        pick = lambda a, b: jax.tree.map(lambda x, y: jnp.where(held, x, y), a, b)
-        updates = self.updates
-        if updates is not None:
-            zeros = jax.tree.map(jnp.zeros_like, updates)
-            updates = pick(zeros if other.updates is None else other.updates, updates)
-        return dataclasses.replace(
-            self,
-            parameters=pick(other.parameters, self.parameters),
-            optim=pick(other.optim, self.optim),
-            updates=updates,
-        )
-
     def places(self) -> dict[str, Place]:
         """Masks as views see them."""
         densities = self.setting.plan.densities()
         trained = {path: mask.dense() for path, mask in self.trained.items()}
         return {p: Place(mask.dense(), trained.get(p), densities.get(p)) for p, mask in self.masks.items()}
 
-    def alive(self) -> dict[str, Bool[Array, "..."] | None]:
-        """Where weights have an optimiser state."""
-        return {path: self.setting.view(path).alive(place) for path, place in self.places().items()}
-
     def landed_updates(self, parameters: PyTree) -> PyTree:
         """What to add to the parameters as they were before the step to come where it ends."""
         weights, updates = weights_of(parameters), weights_of(self.updates)
         land = lambda path, place: self.setting.view(path).land_update(updates[path], weights[path], place)
         return write(self.updates, {path: land(path, place) for path, place in self.places().items()})
-
-    def _scored(self, role: str) -> dict[str, Array]:
-        setting = self.setting
-        criterion = setting.pruner.criteria()[role]
-        weights = weights_of(self.parameters)
-        weights = {path: weights[path] for path in setting.plan.sites}
-        grads = None if setting.grads is None else weights_of(setting.grads)
-        memory = self.memory.get(role)
-        if memory is None and criterion.optimiser_field is not None:
-            memory = self._in_optimiser(criterion, weights, grads)
-        key = None if setting.key is None else key_for(setting.key, setting.step, role)
-        return criterion.scores(weights, grads=grads, key=key, memory=memory)
-
-    def _in_optimiser(self, criterion: Any, weights: dict[str, Array], grads: Any) -> dict[str, Array]:
-        """The memory that the optimiser keeps for a criterion; before its first step, that of this gradient."""
-        kept = state_by_site(self.optim, criterion.optimiser_field, self.setting.owners)
-        first = lambda path: criterion.remember(None, weights[path], grads[path])
-        return {p: jnp.where(self.setting.step == 0, first(p), kept[p].astype(first(p).dtype)) for p in weights}
 
 
 def key_for(key: Array, step: Any, role: str) -> Array:

@@ -1,12 +1,12 @@
 """What `vmap` must not change: conditionals stay conditional, and members of an ensemble draw their own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Inexact
 
 _Result = TypeVar("_Result")
 
@@ -22,11 +22,19 @@ def _(axis_size: int, in_batched: list[bool], predicate: Bool[Array, "..."]) -> 
     return any_mapped(jnp.any(predicate, axis=0) if in_batched[0] else predicate), False
 
 
-def update_if(predicate: Bool[Array, ""] | bool, update: Callable[[_Result], _Result], old: _Result) -> _Result:
+def update_if(
+    predicate: Bool[Array, ""] | bool,
+    update: Callable[[_Result], _Result],
+    old: _Result,
+    after: Sequence[Inexact[Array, "..."]] = (),
+) -> _Result:
     """`update(old)` where the predicate holds, else `old`.
 
     Plain `lax.cond` under `vmap` runs both branches for ever. Here the branch is taken when any mapped
     entry wants it, and those that don't keep what they had.
+
+    What is `old` is changed in its own buffers, unless it is still to be read elsewhere: then it is copied, at each
+    step. So it begins when the arrays are there that it is to come `after`, those that are made by reading `old`.
     """
 
     if isinstance(predicate, bool):
@@ -38,7 +46,18 @@ def update_if(predicate: Bool[Array, ""] | bool, update: Callable[[_Result], _Re
 
     # One number decides, also under `vmap`: from a loop that may go round twice the compiler moves work out to
     # where it is done at every step.
-    return jax.lax.while_loop(lambda carry: carry[0], body, (any_mapped(predicate), old))[1]
+    begins = any_mapped(predicate & ~_nan_and_infinite(after))
+    return jax.lax.while_loop(lambda carry: carry[0], body, (begins, old))[1]
+
+
+def _nan_and_infinite(arrays: Sequence[Inexact[Array, "..."]]) -> Bool[Array, ""]:
+    """No number is both, but no compiler knows that before the arrays are there (it ignores an optimisation barrier
+    when it plans memory)."""
+    never = jnp.zeros((), bool)
+    for array in arrays:
+        first = jax.lax.slice(array, (0,) * array.ndim, (1,) * array.ndim).reshape(())
+        never = never | (jnp.isnan(first) & jnp.isinf(first))
+    return never
 
 
 @custom_vmap

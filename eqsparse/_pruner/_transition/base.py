@@ -14,7 +14,7 @@ from ..._distribution import AbstractDistribution, geometry_of
 from ..._schedule import AbstractSchedule
 from ..._selection import density_of, fraction_of
 from ..._structure import AbstractPooling, AbstractStructure, Geometry, is_lot
-from ..plan import Plan
+from ..plan import apart, Plan
 
 Masks: TypeAlias = dict[str, Bool[Array, "..."]]
 Scores: TypeAlias = dict[str, Shaped[Array, "..."]]
@@ -73,6 +73,11 @@ class AbstractTransition(eqx.Module):
         """Whether masks are updated at this step."""
         return schedule.is_due(step)
 
+    def groups(self, moment: Moment) -> list[tuple[str, ...]]:
+        """The sites that are updated together, by path: one group of all of them, unless a transition says that
+        `update` treats each as if the others weren't there."""
+        return [tuple(moment.plan.sites)]
+
     def start(self, masks: Masks, moment: Moment) -> tuple[Masks, Masks]:
         """The masks that training begins with, from those of the model; and the others it keeps."""
         return masks, {}
@@ -80,6 +85,14 @@ class AbstractTransition(eqx.Module):
     @abc.abstractmethod
     def update(self, masks: Masks, moment: Moment) -> tuple[Masks, Masks]:
         """New masks of the plan's sites, and the others it keeps."""
+
+
+class AbstractBudgetwise(AbstractTransition):
+    """One that knows nothing of a site but what its budget shares: those without a common budget are updated one
+    after the other, so that scratch memory for one is enough."""
+
+    def groups(self, moment: Moment) -> list[tuple[str, ...]]:
+        return apart([moment.plan])
 
 
 def ranked_last(plan: Plan, scores: Scores, masks: Masks) -> Scores:

@@ -11,7 +11,7 @@ from ..._check import unit
 from ..._criterion import AbstractCriterion, Random
 from ..._schedule import AbstractSchedule
 from ..._selection import density_of
-from .base import AbstractTransition, by_path, Masks, Moment, ranked_last, WORTH
+from .base import AbstractBudgetwise, by_path, Masks, Moment, ranked_last, WORTH
 from .fixed import DRAW, drawn
 
 GAIN = "gain"
@@ -19,7 +19,7 @@ GAIN = "gain"
 
 
 @final
-class DropGrow(AbstractTransition):
+class DropGrow(AbstractBudgetwise):
     """At an update a share of the weights that are there is dropped, and as many grow: the count stays.
 
     Two exact selections: of the weights there, those of most worth stay; then the target is filled up with those of

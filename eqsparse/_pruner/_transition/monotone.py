@@ -4,11 +4,11 @@ from typing import final
 
 import jax.numpy as jnp
 
-from .base import AbstractTransition, by_path, Masks, Moment, ranked_last, WORTH
+from .base import AbstractBudgetwise, by_path, Masks, Moment, ranked_last, WORTH
 
 
 @final
-class Monotone(AbstractTransition):
+class Monotone(AbstractBudgetwise):
     """Of the weights still there the best are kept: what is removed never comes back."""
 
     def update(self, masks: Masks, moment: Moment) -> tuple[Masks, Masks]:

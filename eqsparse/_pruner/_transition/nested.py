@@ -5,6 +5,7 @@ from typing import final
 import jax.numpy as jnp
 
 from ..._distribution import AbstractDistribution
+from ..plan import apart
 from .base import AbstractTransition, Masks, Moment, WORTH
 
 
@@ -14,6 +15,9 @@ class Nested(AbstractTransition):
     at each update."""
 
     backward: AbstractDistribution
+
+    def groups(self, moment: Moment) -> list[tuple[str, ...]]:
+        return apart([moment.plan, moment.plan_for(self.backward)])
 
     def start(self, masks: Masks, moment: Moment) -> tuple[Masks, Masks]:
         return self.update(masks, moment) if moment.scorable(WORTH) else (masks, masks)

@@ -5,11 +5,11 @@ from typing import final
 from jaxtyping import ArrayLike
 
 from ..._schedule import AbstractSchedule
-from .base import AbstractTransition, Masks, Moment, WORTH
+from .base import AbstractBudgetwise, Masks, Moment, WORTH
 
 
 @final
-class Select(AbstractTransition):
+class Select(AbstractBudgetwise):
     """The best weights are kept, removed ones among them where their scores earn it; as the schedule says.
 
     With [`eqsparse.Alternating`][] masks are full in between (AC/DC).
@@ -20,7 +20,7 @@ class Select(AbstractTransition):
 
 
 @final
-class SelectEachStep(AbstractTransition):
+class SelectEachStep(AbstractBudgetwise):
     """As `Select`, at `init` and at every step; of the schedule only the sparsity counts."""
 
     def is_due(self, schedule: AbstractSchedule, step: ArrayLike) -> bool:
