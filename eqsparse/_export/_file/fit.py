@@ -11,7 +11,7 @@ import numpy as np
 
 from ..._layers import AbstractMasked
 from ..._sites import join
-from .outline import describe, from_plain, is_array, number_from, one_level, Record, static_fields
+from .outline import from_plain, is_array, name_of, number_from, one_level, Record, record_of, static_fields
 from .rebuild import is_rebuilt, rebuild, STANDS_FOR
 
 
@@ -38,8 +38,8 @@ def fit(record: Record, like: Any, path: str = "") -> Any:
     children, unflatten = one_level(like)
     if children is None or "node" not in record:
         return _leaf(record, like, path)
-    if record["node"] != type(like).__name__:
-        _differ(path, shown(record), shown(like))
+    if record["node"] != name_of(like):
+        _differ(path, _shown_record(record), shown(like))
     fitted = [fit(there, here, join(path, name)) for name, there, here in _in_pairs(record, children, path)]
     _compare_static(record["static"], static_fields(like, children), path)
     return unflatten(fitted)
@@ -47,7 +47,7 @@ def fit(record: Record, like: Any, path: str = "") -> Any:
 
 def unmasked(record: Record, like: Any) -> Any:
     """`like` without the masks that the file of an exported model does not have any more."""
-    if isinstance(like, AbstractMasked) and record.get("node") != type(like).__name__:
+    if isinstance(like, AbstractMasked) and record.get("node") != name_of(like):
         like = like.layer
     children, unflatten = one_level(like)
     there = record.get("children", ())
@@ -57,36 +57,36 @@ def unmasked(record: Record, like: Any) -> Any:
 
 
 def shown(thing: Any) -> str:
-    """How errors call a part of a file (a record) or of a tree."""
-    if isinstance(thing, dict) and thing.keys() & {"node", "array", "number", "other"}:
-        if "array" in thing:
-            return f"{thing['dtype']}{thing['shape']}"
-        return "None" if thing.get("node") == "NoneType" else next(iter(thing.values()))
-    return (
-        shown({"array": 0, **describe(thing)}) if is_array(thing) else "None" if thing is None else type(thing).__name__
-    )
+    """How errors call a part of a tree."""
+    return _shown_record(record_of(thing))
+
+
+def _shown_record(record: Record) -> str:
+    if "array" in record:
+        return f"{record['dtype']}{record['shape']}"
+    kind = next(iter(record.values()))
+    return "None" if kind == "NoneType" else kind
 
 
 def _leaf(record: Record, like: Any, path: str) -> Any:
-    if "array" in record and is_array(like):
-        if (record["dtype"], record["shape"]) != (describe(like)["dtype"], describe(like)["shape"]):
-            _differ(path, shown(record), shown(like))
+    here = record_of(like)
+    if "array" in record and "array" in here and all(record[name] == here[name] for name in ("dtype", "shape")):
         return Stored(record, like)
-    if "number" in record and record["number"] == type(like).__name__:
+    if "number" in record and record["number"] == here.get("number"):
         return number_from(record)
-    # Functions and the like: whichever `like` has, as nothing tells two of them apart.
-    if "other" in record and one_level(like)[0] is None and not is_array(like) and type(like) not in (bool, int, float):
-        return like
-    _differ(path, shown(record), shown(like))
+    if "other" in record and "other" in here:
+        return like  # a function, say: nothing tells whether two of them are the same
+    _differ(path, _shown_record(record), shown(like))
 
 
 def _in_pairs(record: Record, children: list[tuple[str, Any]], path: str) -> list[tuple[str, Record, Any]]:
     pairs, names = [], {name for name, _ in children}
-    for (name, there), (other, here) in zip_longest(record["children"], children, fillvalue=(None, None)):
+    nothing: tuple[Any, Any] = (None, None)
+    for (name, there), (other, here) in zip_longest(record["children"], children, fillvalue=nothing):
         if name is not None and name == other:
             pairs.append((name, there, here))
         elif name is not None and name not in names:
-            _differ(join(path, name), shown(there), "nothing")
+            _differ(join(path, name), _shown_record(there), "nothing")
         else:
             _differ(join(path, str(other)), "nothing", shown(here))
     return pairs
@@ -115,11 +115,11 @@ def _compare_sparse(record: Record, built: Any, layer: Any, path: str) -> None:
     replaced = STANDS_FOR[type(built)]
     fits = is_array(layer) if replaced is None else isinstance(layer, replaced)
     if not (fits or type(layer) is type(built)):
-        _differ(path, shown(record), shown(layer))
+        _differ(path, _shown_record(record), shown(layer))
     there, here = _dense(built), _dense(layer)
     if there is not None and here is not None and (there.shape, there.dtype) != (here.shape, here.dtype):
-        _differ(path, f"{shown(record)} of {shown(there)}", f"{shown(layer)} of {shown(here)}")
-    if not is_array(layer):
+        _differ(path, f"{_shown_record(record)} of {shown(there)}", f"{shown(layer)} of {shown(here)}")
+    if replaced is not None:
         _compare_fields(record, built, layer, path)
 
 

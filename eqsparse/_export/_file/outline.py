@@ -28,20 +28,38 @@ def outline(tree: PyTree) -> tuple[Record, list[Header], list[Any]]:
     arrays: list[Any] = []
 
     def visit(path: str, node: Any) -> Record:
-        children, _ = one_level(node)
-        if children is not None:
-            named = [[name, visit(join(path, name), child)] for name, child in children]
-            return {"node": type(node).__name__, "static": static_fields(node, children), "children": named}
-        if is_array(node):
+        record = record_of(node)
+        if "array" in record:
             stored = _stored(path, node)
+            record["array"] = len(arrays)
             entries.append(entry(path, stored.dtype, stored.shape))
             arrays.append(node)
-            return {"array": len(arrays) - 1, **describe(node)}
-        if type(node) in _NUMBERS.values():
-            return {"number": type(node).__name__, "value": repr(node)}
-        return {"other": type(node).__name__}
+        if "node" in record:
+            children, _ = one_level(node)
+            record["static"] = static_fields(node, children or [])
+            record["children"] = [[name, visit(join(path, name), child)] for name, child in children or ()]
+        return record
 
     return visit("", tree), entries, arrays
+
+
+def record_of(thing: Any) -> Record:
+    """The record of one node or leaf, without what is below it."""
+    if one_level(thing)[0] is not None:
+        return {"node": name_of(thing)}
+    if is_array(thing):
+        dtype = str(thing.dtype) if is_key(thing) else thing.dtype.name
+        key = {"key": str(jax.random.key_impl(thing))} if is_key(thing) and isinstance(thing, jax.Array) else {}
+        return {"array": None, "dtype": dtype, "shape": list(thing.shape), **key}
+    if type(thing) in _NUMBERS.values():
+        return {"number": type(thing).__name__, "value": repr(thing)}
+    return {"other": type(thing).__name__}
+
+
+def name_of(node: Any) -> str:
+    """The name of a node's class; nobody else's class has the name of one of eqsparse's."""
+    cls = type(node)
+    return f"eqsparse.{cls.__name__}" if cls.__module__.startswith("eqsparse.") else cls.__name__
 
 
 def one_level(tree: Any) -> tuple[list[tuple[str, Any]] | None, Callable[[list[Any]], Any]]:
@@ -106,13 +124,6 @@ def is_array(leaf: Any) -> bool:
 def is_key(leaf: Any) -> bool:
     """Whether an array is one of random keys."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def describe(leaf: Any) -> Record:
-    """What must agree for one array to take the place of another."""
-    name = str(leaf.dtype) if is_key(leaf) else leaf.dtype.name
-    kind = {"key": str(jax.random.key_impl(leaf))} if is_key(leaf) and isinstance(leaf, jax.Array) else {}
-    return {"dtype": name, "shape": list(leaf.shape), **kind}
 
 
 def on_host(leaf: Any) -> np.ndarray:

@@ -16,7 +16,7 @@ STANDS_FOR: dict[type[eqx.Module], type | None] = {BCOOLinear: eqx.nn.Linear}
 No other class is ever made from what a file says.
 """
 
-_BY_NAME = {cls.__name__: cls for cls in STANDS_FOR}
+_BY_NAME = {f"eqsparse.{cls.__name__}": cls for cls in STANDS_FOR}
 _CONTAINERS = ("NoneType", "dict", "list", "tuple")
 
 
