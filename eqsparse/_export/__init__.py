@@ -2,5 +2,5 @@
 
 from ._file import load as load, save as save
 from .bcoo import to_bcoo as to_bcoo
-from .deploy import deploy as deploy
+from .deployment import deploy as deploy
 from .linear import BCOOLinear as BCOOLinear
