@@ -129,7 +129,7 @@ _CHUNK = 2**19  # numbers gathered at a time: 2 MB in float32. Half of it costs 
 
 
 def _over_chunks(
-    step: Callable, carry: Any, parts: tuple[Array, ...], batch: int, padding: tuple[int, ...]
+    step: Callable, carry: Any, parts: tuple[Array, ...], batch: Any, padding: tuple[int, ...]
 ) -> tuple[Any, Any]:
     """Scans `step` over the stored entries, so that what is gathered for them never has size nnz × batch."""
     count = parts[0].size

@@ -137,8 +137,7 @@ def test_states_of_optimisers(path, name):
 
 
 def test_training_goes_on_as_if_nothing_had_been(path):
-    schedule = eqsparse.Periodic(0, 10, 1)
-    pruner = eqsparse.SET(OPTIMISERS["adam"], distribution=0.7, schedule=schedule, key=KEY, packed=True)
+    pruner = eqsparse.StaticSparse(OPTIMISERS["adam"], distribution=0.7, key=KEY, packed=True)
     grads = eqx.filter_grad(lambda m: (jax.vmap(m)(jnp.ones((4, 3))) ** 2).sum())
     step = eqx.filter_jit(lambda model, state: pruner.step(model, grads(model), state))
     make = lambda: pruner.init(mlp())
