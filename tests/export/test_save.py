@@ -140,7 +140,7 @@ def test_training_goes_on_as_if_nothing_had_been(path):
     pruner = eqsparse.StaticSparse(OPTIMISERS["adam"], distribution=0.7, key=KEY, packed=True)
     grads = eqx.filter_grad(lambda m: (jax.vmap(m)(jnp.ones((4, 3))) ** 2).sum())
     step = eqx.filter_jit(lambda model, state: pruner.step(model, grads(model), state))
-    make = lambda: pruner.init(mlp())
+    make = lambda: pruner.init(eqx.nn.Linear(3, 2, key=KEY))
     model, state = step(*make())
     loaded = roundtrip(path, (model, state), struct((model, state)))
     same(step(*loaded), step(model, state))
