@@ -19,7 +19,13 @@ from ._distribution import (
     PerPath as PerPath,
     Uniform as Uniform,
 )
-from ._export import BCOOLinear as BCOOLinear, to_bcoo as to_bcoo
+from ._export import (
+    BCOOLinear as BCOOLinear,
+    deploy as deploy,
+    load as load,
+    save as save,
+    to_bcoo as to_bcoo,
+)
 from ._layers import (
     AbstractMasked as AbstractMasked,
     Masked as Masked,

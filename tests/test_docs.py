@@ -72,6 +72,17 @@ def test_your_own_pruner():
     np.testing.assert_array_equal(eqsparse.get_masks(model)["0.weight"], [[True, False, False, True]])
 
 
+def test_saving():
+    names = run(ROOT / "docs" / "saving.md")
+    assert [layer.weight.nse for layer in names["sparse_model"].layers] == [51, 410, 6]
+    assert names["header"]["arrays"][0]["shape"] == [51]
+
+
+def test_deploy():
+    names = run(ROOT / "docs" / "deploy.md")
+    np.testing.assert_allclose(names["logits"], jax.vmap(names["sparse_model"])(jnp.ones((5, 64))), atol=1e-5)
+
+
 def test_algorithms_page_names_all():
     text = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
     general = {"GradualPruning", "StraightThrough", "DynamicSparse"}

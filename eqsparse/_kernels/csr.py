@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax.experimental import sparse
 from jaxtyping import Array, Inexact, Int32
 
+from .plain import plain
+
 
 def product(
     values: Inexact[Array, " nnz"],
@@ -29,6 +31,8 @@ def product(
     """`x @ A.T`."""
     if 0 in (values.size, x.size):
         return jnp.zeros((x.shape[0], shape[0]), x.dtype)
+    if plain():
+        return _plain_product(values, columns, row_pointers, x, shape=shape)
 
     def multiply(x: Array) -> Array:
         # Only this form reaches a kernel on CPU: sparse times dense, both of rank 2, contracted over the
@@ -99,16 +103,38 @@ def row_indices(row_pointers: Int32[Array, " ends"], count: int) -> Int32[Array,
     return jnp.cumsum(starts, dtype=jnp.int32)
 
 
+def _plain_product(
+    values: Inexact[Array, " nnz"],
+    columns: Int32[Array, " nnz"],
+    row_pointers: Int32[Array, " ends"],
+    x: Inexact[Array, "batch in_size"],
+    *,
+    shape: tuple[int, int],
+) -> Inexact[Array, "batch out_size"]:
+    """`product` by gathers and sums, which every platform has."""
+    x_rows = x.T
+
+    def add(total: Array, part: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        values, columns, rows = part
+        terms = values[:, None] * x_rows.at[columns].get(mode="clip")
+        return total.at[rows].add(terms, mode="drop", indices_are_sorted=True), None
+
+    total = jnp.zeros((shape[0], x.shape[0]), x.dtype)
+    parts = (values, columns, row_indices(row_pointers, values.size))
+    return _over_chunks(add, total, parts, x.shape[0], padding=(0, *reversed(shape)))[0].T
+
+
 _CACHE_LINE = 64  # bytes
 _CHUNK = 2**19  # numbers gathered at a time: 2 MB in float32. Half of it costs a quarter more time.
 
 
 def _over_chunks(
-    step: Callable, carry: Any, parts: tuple[Array, ...], batch: int, padding: tuple[int, ...]
+    step: Callable, carry: Any, parts: tuple[Array, ...], batch: Any, padding: tuple[int, ...]
 ) -> tuple[Any, Any]:
     """Scans `step` over the stored entries, so that what is gathered for them never has size nnz × batch."""
     count = parts[0].size
-    size = min(count, max(1, _CHUNK // batch))
+    # `jax.export` may leave the batch open: then as for a batch of 128.
+    size = min(count, max(1, _CHUNK // (batch if isinstance(batch, int) else 128)))
     chunks = -(-count // size)
     if chunks == 1:
         return step(carry, parts)

@@ -1,0 +1,97 @@
+"""Saving a model or a whole training state, and loading it again."""
+
+import importlib.metadata
+import os
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from .container import FORMAT, read_array, read_header, write
+from .fit import fit, Stored, unmasked
+from .outline import on_host, outline
+from .rebuild import check_stored, holds_rebuilt
+from .replace import checked_path, replacing
+
+_Tree = TypeVar("_Tree")
+
+
+def save(path: str | os.PathLike[str], tree: PyTree) -> None:
+    """Writes a model, or any PyTree, to one file: `save("run.eqs", (model, state))`.
+
+    Arrays are stored bit for bit, with random keys and Python numbers; functions are not. What was at `path`
+    is replaced once the new file is whole and on disk, so a crash leaves the one or the other.
+
+    **Arguments:**
+
+    - `path`: The file. Its name is taken as it is.
+    - `tree`: A plain, masked or exported model, a pruner's or optimiser's state, or a container of these.
+
+    **Raises:** `ValueError` if an array is traced or does not hold numbers.
+    """
+    target = checked_path(path, "save(path=...)")
+    record, entries, arrays = outline(tree)
+    check_stored(record)
+    header = {"format": FORMAT, "eqsparse": _version(), "tree": record, "arrays": entries}
+    with replacing(target) as file:
+        write(file, header, lambda i: on_host(arrays[i]))
+
+
+def load(path: str | os.PathLike[str], like: _Tree) -> _Tree:
+    """What `eqsparse.save` has written, in the form of `like`.
+
+    ```python
+    make = lambda: pruner.init(eqx.nn.MLP(8, 1, 64, depth=2, key=key))
+    model, state = eqsparse.load("run.eqs", like=eqx.filter_eval_shape(make))
+    ```
+
+    Nothing in the file is ever run: it holds numbers and names, the code comes from `like`.
+
+    **Arguments:**
+
+    - `path`: The file.
+    - `like`: The same as what was saved, with other numbers, or with `jax.ShapeDtypeStruct`s in place of the
+        arrays. For an exported model, the plain or masked one it was made from: sparse layers take the place
+        of those they stand for.
+
+    **Returns:** `like` with the arrays and numbers of the file. NumPy arrays where `like` has them, JAX arrays
+    elsewhere; functions and static fields are those of `like`.
+
+    **Raises:** `ValueError` if the file is another kind, truncated or corrupted, or `like` does not fit; the
+    message names the first place where it does not.
+    """
+    source = checked_path(path, "load(path=...)")
+    with open(source, "rb") as file:
+        header = read_header(file, source)
+        record = header["tree"]
+        fitted = fit(record, unmasked(record, like) if holds_rebuilt(record) else like)
+
+        def read(leaf: Any) -> Any:
+            if not isinstance(leaf, Stored):
+                return leaf
+            return _as_like(leaf, read_array(file, source, header, leaf.record["array"]))
+
+        return jax.tree.map(read, fitted)
+
+
+def _as_like(stored: Stored, array: np.ndarray) -> Any:
+    if isinstance(stored.like, np.ndarray):
+        return array
+    if isinstance(stored.like, np.generic):
+        return array[()]
+    if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
+        raise ValueError(
+            f"`load(path=...)` must hold arrays that JAX can, too: set `jax_enable_x64`, or have NumPy arrays in "
+            f"`like`. Got {array.dtype}."
+        )
+    loaded = jnp.array(array)  # a buffer of its own, so that it can be donated
+    return jax.random.wrap_key_data(loaded, impl=stored.record["key"]) if "key" in stored.record else loaded
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("eqsparse")
+    except importlib.metadata.PackageNotFoundError:  # run from a clone
+        return "unknown"
