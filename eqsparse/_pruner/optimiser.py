@@ -1,8 +1,9 @@
 """The optimiser's step, and its state: matched to weights by key path, whatever the optimiser."""
 
 import abc
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, final, NamedTuple, TypeVar
 
 import equinox as eqx
@@ -13,14 +14,14 @@ import optax
 from jaxtyping import Array, ArrayLike, Bool, PyTree, Shaped
 
 from .._mask import on_mask
-from .._sites import path_of, Sites, write
+from .._sites import leaves_by_path, path_of, Sites, write
 
 _Tree = TypeVar("_Tree")
 
 
 def start(optim: optax.GradientTransformation, parameters: PyTree) -> PyTree:
     """The state that an Optax optimiser begins with."""
-    with jax.numpy_dtype_promotion("standard"):  # some call schedules of theirs here already
+    with _as_optax_computes():  # some call schedules of theirs here already
         return _strong(optim.init(parameters))
 
 
@@ -28,9 +29,29 @@ def optimise(
     optim: optax.GradientTransformation, grads: PyTree, state: PyTree, parameters: PyTree, extra: dict[str, Any]
 ) -> tuple[PyTree, PyTree, PyTree]:
     """One step of an Optax optimiser: updates, new parameters in their own dtypes, and new state."""
-    with jax.numpy_dtype_promotion("standard"):  # which Optax's own arithmetic relies on
+    with _as_optax_computes():
         updates, state = optax.with_extra_args_support(optim).update(grads, state, parameters, **extra)
+        _of_same_shapes(updates, parameters)
         return updates, optax.apply_updates(parameters, updates), _strong(state)
+
+
+@contextlib.contextmanager
+def _as_optax_computes() -> Iterator[None]:
+    """Optax's own arithmetic mixes dtypes and ranks, whatever users allow in theirs."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def _of_same_shapes(updates: PyTree, parameters: PyTree) -> None:
+    """Raises for updates that would be broadcast, as those of transformations that take a batch of gradients."""
+    made, want = ({path: leaf.shape for path, leaf in leaves_by_path(tree)} for tree in (updates, parameters))
+    if made != want:
+        path = next(p for p in {**want, **made} if want.get(p) != made.get(p))
+        raise ValueError(
+            f"`optim` must make one update for each parameter, of its shape, {want.get(path)} at `{path}`. "
+            f"Got {made.get(path)}. Those that take a gradient for each example, as the differentially private ones "
+            "do, are run before `step`, which takes what they make as `grads`."
+        )
 
 
 def _strong(state: _Tree) -> _Tree:
@@ -135,8 +156,9 @@ def renew_state(
 ) -> PyTree:
     """The optimiser's state after masks have changed.
 
-    A leaf belongs to the parameter whose key path its own ends with, if their shapes are equal; so it works for
-    moments in any chain, wrapper or partition, and leaves counters and factored statistics alone.
+    A leaf belongs to the parameter whose key path its own ends with, if their shapes are equal (but for an axis in
+    front, as the history of L-BFGS has); so it works for moments in any chain, wrapper or partition, and leaves
+    counters and factored statistics alone.
     """
     made: dict[int, Array] = {}
 
@@ -146,9 +168,13 @@ def renew_state(
         return made[place]
 
     def renewed(place: int, owner: Parameter | None, leaf: Any) -> Any:
-        if owner is None or getattr(leaf, "shape", None) != owner.shape:
+        shape = getattr(leaf, "shape", None)
+        history = owner is not None and owner.site is not None and shape is not None and shape[1:] == owner.shape
+        if owner is None or not (history or shape == owner.shape):
             return leaf
         masks = (None, None) if owner.site is None else (before.get(owner.site), now.get(owner.site))
+        if history:
+            masks = tuple(None if mask is None else jnp.broadcast_to(mask, shape) for mask in masks)
         return upkeep.renewed(leaf, lambda: fresh_at(place), *masks, due)
 
     names, leaves, treedef = _leaves(state)
