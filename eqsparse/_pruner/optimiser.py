@@ -1,8 +1,9 @@
 """The optimiser's step, and its state: matched to weights by key path, whatever the optimiser."""
 
 import abc
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, final, NamedTuple, TypeVar
 
 import equinox as eqx
@@ -13,14 +14,14 @@ import optax
 from jaxtyping import Array, Bool, PyTree, Shaped
 
 from .._mask import on_mask
-from .._sites import path_of, Sites, write
+from .._sites import leaves_by_path, path_of, Sites, write
 
 _Tree = TypeVar("_Tree")
 
 
 def start(optim: optax.GradientTransformation, parameters: PyTree) -> PyTree:
     """The state that an Optax optimiser begins with."""
-    with jax.numpy_dtype_promotion("standard"):  # some call schedules of theirs here already
+    with _as_optax_computes():  # some call schedules of theirs here already
         return _strong(optim.init(parameters))
 
 
@@ -28,9 +29,29 @@ def optimise(
     optim: optax.GradientTransformation, grads: PyTree, state: PyTree, parameters: PyTree, extra: dict[str, Any]
 ) -> tuple[PyTree, PyTree, PyTree]:
     """One step of an Optax optimiser: updates, new parameters in their own dtypes, and new state."""
-    with jax.numpy_dtype_promotion("standard"):  # which Optax's own arithmetic relies on
+    with _as_optax_computes():
         updates, state = optax.with_extra_args_support(optim).update(grads, state, parameters, **extra)
+        _of_same_shapes(updates, parameters)
         return updates, optax.apply_updates(parameters, updates), _strong(state)
+
+
+@contextlib.contextmanager
+def _as_optax_computes() -> Iterator[None]:
+    """Optax's own arithmetic mixes dtypes and ranks, whatever users allow in theirs."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def _of_same_shapes(updates: PyTree, parameters: PyTree) -> None:
+    """Raises for updates that would be broadcast, as those of transformations that take a batch of gradients."""
+    made, want = ({path: leaf.shape for path, leaf in leaves_by_path(tree)} for tree in (updates, parameters))
+    if made != want:
+        path = next(p for p in {**want, **made} if want.get(p) != made.get(p))
+        raise ValueError(
+            f"`optim` must make one update for each parameter, of its shape, {want.get(path)} at `{path}`. "
+            f"Got {made.get(path)}. Those that take a gradient for each example, as the differentially private ones "
+            "do, are run before `step`, which takes what they make as `grads`."
+        )
 
 
 def _strong(state: _Tree) -> _Tree:
@@ -131,15 +152,15 @@ Parameters = Mapping[str, Parameter]
 class OptimiserState:
     """An optimiser's state by parts: which of them belong to which site.
 
-    A part belongs to the parameter whose key path its own ends with, if their shapes are equal; so it works for
-    moments in any chain, wrapper or partition, and leaves counters and factored statistics alone.
+    A part belongs to the parameter whose key path its own ends with, if their shapes are equal (but for an axis in
+    front, as the history of L-BFGS has); so it works for moments in any chain, wrapper or partition, and leaves
+    counters and factored statistics alone.
     """
 
     def __init__(self, state: PyTree, parameters: Parameters):
         self._names, self._leaves, self._treedef = _leaves(state)
         owners = _owners(self._names, parameters)
-        fits = lambda leaf, owner: owner is not None and getattr(leaf, "shape", None) == owner.shape
-        self._owners = [o if fits(leaf, o) else None for leaf, o in zip(self._leaves, owners, strict=True)]
+        self._owners = [o if _fits(leaf, o) else None for leaf, o in zip(self._leaves, owners, strict=True)]
 
     def parts(self, sites: Collection[str | None]) -> dict[int, Array]:
         """The parts of some sites (`None`: of the parameters that are none), by their place in the state."""
@@ -163,11 +184,23 @@ class OptimiserState:
         """The part that is called so, by path of the site: the first there is."""
         found: dict[str, Array] = {}
         for names, owner, leaf in zip(self._names, self._owners, self._leaves, strict=True):
-            if owner is None or owner.site is None:
+            if owner is None or owner.site is None or leaf.shape != owner.shape:
                 continue
             if names[: len(names) - owner.depth][-1:] == [field]:
                 found.setdefault(owner.site, leaf)
         return found
+
+
+def _fits(leaf: Any, owner: Parameter | None) -> bool:
+    if owner is None:
+        return False
+    shape = getattr(leaf, "shape", None)
+    return shape == owner.shape or (owner.site is not None and shape is not None and shape[1:] == owner.shape)
+
+
+def mask_like(mask: Bool[Array, "..."], leaf: Shaped[Array, "..."]) -> Bool[Array, "..."]:
+    """The mask of a weight for a part of the state: for each step of a history the same."""
+    return jnp.broadcast_to(mask, leaf.shape)
 
 
 def parameters_by_path(parameters: PyTree, sites: Sites) -> Parameters:

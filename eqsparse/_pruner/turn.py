@@ -12,7 +12,7 @@ from .._mask import Mask
 from .._selection import update_if
 from .._sites import Sites, weights_of, write
 from ._transition import WORTH
-from .optimiser import optimise, OptimiserState, Parameters
+from .optimiser import mask_like, optimise, OptimiserState, Parameters
 from .plan import Plan
 from .view import AbstractView, OnMask, Place
 
@@ -98,7 +98,8 @@ class Turn:
             alive = self.setting.view(path).alive(place)
             if alive is not None:
                 upkeep = self.setting.pruner.upkeep
-                parts |= {at: upkeep.settled(leaf, alive) for at, leaf in state.parts([path]).items()}
+                there = state.parts([path])
+                parts |= {at: upkeep.settled(leaf, mask_like(alive, leaf)) for at, leaf in there.items()}
         return dataclasses.replace(self, optim=state.tree(parts))
 
     def optimise_unless(self, held: Bool[Array, ""] | bool) -> "Turn":

@@ -13,7 +13,7 @@ from .._mask import Mask
 from .._selection import on_one_device, update_if
 from .._sites import weights_of, write
 from ._transition import Moment
-from .optimiser import OptimiserState, start
+from .optimiser import mask_like, OptimiserState, start
 from .turn import key_for, Turn
 from .view import Place
 
@@ -118,14 +118,16 @@ class _Update:
             assert pruner.optim is not None
             return OptimiserState(start(pruner.optim, self.turn.parameters), owners)
 
-        def alive(site: str | None, now: Held) -> Bool[Array, "..."] | None:
+        def alive(place: int, leaf: Array, now: Held) -> Bool[Array, "..."] | None:
+            site = self.state.site(place)
             if site is None or site not in self.turn.masks:
                 return None
-            return self.setting.view(site).alive(self._place(site, now))
+            mask = self.setting.view(site).alive(self._place(site, now))
+            return None if mask is None else mask_like(mask, leaf)
 
         def renewed(place: int, leaf: Array) -> Array:
-            site = self.state.site(place)
-            return pruner.upkeep.renewed(leaf, lambda: fresh().at(place), alive(site, held), alive(site, chosen))
+            before, now = alive(place, leaf, held), alive(place, leaf, chosen)
+            return pruner.upkeep.renewed(leaf, lambda: fresh().at(place), before, now)
 
         return {place: renewed(place, leaf) for place, leaf in held.state.items()}
 

@@ -1,10 +1,16 @@
 """All algorithms on images of digits: accuracy at several sparsities over several seeds.
 
 python examples/benchmarks/algorithms.py [--mnist DIR] [--seeds N] [--figure FILE]
+
+Each algorithm is compiled once: targets are traced, so its sparsities and seeds share one program. Runs are shared out
+between as many threads as there are cores.
 """
 
 import argparse
 import gzip
+import os
+import time
+from concurrent.futures import as_completed, ThreadPoolExecutor
 from pathlib import Path
 
 import equinox as eqx
@@ -18,6 +24,7 @@ from rich.progress import Progress
 import eqsparse
 
 SPARSITIES = (0.9, 0.95, 0.98)
+RATES = (3e-4, 1e-3, 3e-3)
 # Fixed before any run. Of each pair the first is expected to be the better one.
 PAIRS = [
     ("MagnitudeSTE", "RigL"), ("MagnitudePruning", "RigL"), ("GlobalMagnitudePruning", "RigL"),
@@ -72,6 +79,20 @@ def mnist(folder):
     return images, read("t10k-labels-idx1-ubyte.gz", 8).astype(np.int32)
 
 
+def split(images, labels, seed):
+    """Images and labels to train on, and the fifth to test on."""
+    place = np.random.default_rng(seed).permutation(len(images))
+    test, rest = np.split(place, [len(images) // 5])
+    return [(jnp.asarray(images[part]), jnp.asarray(labels[part])) for part in (rest, test)]
+
+
+def lenet(inputs, key):
+    """LeNet-300-100."""
+    sizes, keys = (inputs, 300, 100, 10), jax.random.split(key, 3)
+    layers = [eqx.nn.Linear(a, b, key=k) for a, b, k in zip(sizes[:-1], sizes[1:], keys, strict=True)]
+    return eqx.nn.Sequential([layers[0], eqx.nn.Lambda(jax.nn.relu), layers[1], eqx.nn.Lambda(jax.nn.relu), layers[2]])
+
+
 def loss(model, data):
     x, y = data
     return optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(x), y).mean()
@@ -101,9 +122,10 @@ def accuracy(model, x, y):
     return (jnp.argmax(jax.vmap(model)(x), axis=1) == y).mean()
 
 
-def run(pruner, model, split, steps, batch, seed):
-    """Accuracy on the test images, and the share of weights kept."""
-    (x, y), (x_test, y_test) = split
+def run(pruner, model, data, steps, batch, seed):
+    """Accuracy on the test images, the share of weights kept, and how many seconds it took."""
+    began = time.perf_counter()
+    (x, y), (x_test, y_test) = data
     order = jnp.asarray(np.random.default_rng(seed).integers(0, len(x), (steps, batch)))
     if isinstance(pruner, eqsparse.SynFlow):
         model = pruner.prune(model, data=x[:1])
@@ -113,7 +135,22 @@ def run(pruner, model, split, steps, batch, seed):
     model, state = pruner.init(model)
     model = train(pruner, model, state, x, y, order)
     masks = eqsparse.get_masks(model).values()
-    return float(accuracy(model, x_test, y_test)), sum(int(m.sum()) for m in masks) / sum(m.size for m in masks)
+    kept = sum(int(m.sum()) for m in masks) / sum(m.size for m in masks)
+    return float(accuracy(model, x_test, y_test)), kept, time.perf_counter() - began
+
+
+def tuned(images, labels, args):
+    """The learning rate at which the dense run is best, on splits that no other run sees."""
+
+    def dense(rate):
+        pruner = eqsparse.NoPruning(optax.adam(rate))
+        for seed in (1000, 1001):
+            model = lenet(images.shape[1], jax.random.key(seed))
+            yield run(pruner, model, split(images, labels, seed), args.steps, args.batch, seed)[0]
+
+    found = {rate: np.mean(list(dense(rate))) for rate in RATES}
+    print("dense, to choose the learning rate:", ", ".join(f"{rate:g} {100 * x:.1f}%" for rate, x in found.items()))
+    return max(found, key=found.get)
 
 
 def holm(p_values):
@@ -124,17 +161,25 @@ def holm(p_values):
 
 
 def print_pairs(results):
-    """One-sided paired t-tests over the seeds."""
+    """One-sided paired t-tests over the seeds, of those pairs that have run."""
     from scipy import stats
 
-    names = [(a, b, s) for s in SPARSITIES for a, b in PAIRS]
+    names = [(a, b, s) for s in SPARSITIES for a, b in PAIRS if {(a, s), (b, s)} <= set(results)]
+    if not names:
+        return
     differences = [np.subtract(results[a, s], results[b, s]) for a, b, s in names]
     p = holm(np.array([stats.ttest_1samp(d, 0, alternative="greater").pvalue for d in differences]))
     shown = [
         [f"{s:.0%}", f"{a} > {b}", f"{100 * d.mean():+.1f}", f"{q:.3f}", "yes" if q < 0.05 else "no"]
         for (a, b, s), d, q in zip(names, differences, p, strict=True)
     ]
+    print(f"\n{len(names)} one-sided paired t-tests over the seeds, Holm's correction")
     print_table(["sparsity", "expected", "difference, points", "p (Holm)", "shown"], shown)
+
+
+def error(values):
+    """The standard error of the mean; 0 where there is one value."""
+    return np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
 def draw(results, names, file):
@@ -144,8 +189,10 @@ def draw(results, names, file):
     axes = figure.add_subplot()
     for i, name in enumerate(names):
         means = [100 * np.mean(results[name, s]) for s in SPARSITIES]
-        errors = [100 * np.std(results[name, s], ddof=1) / len(results[name, s]) ** 0.5 for s in SPARSITIES]
-        axes.errorbar(np.arange(len(SPARSITIES)) + 0.02 * i, means, errors, label=name, marker="o", ls="-", lw=1)
+        errors = [100 * error(results[name, s]) for s in SPARSITIES]
+        style = ("o", "s", "^")[i // 10 % 3]  # as colours come again
+        axes.errorbar(np.arange(len(SPARSITIES)) + 0.01 * i, means, errors, label=name, marker=style, lw=1)
+    axes.axhline(100 * np.mean(results["dense", 0.0]), color="black", lw=1, ls=":", label="dense")
     axes.set_xticks(range(len(SPARSITIES)), [f"{s:.0%}" for s in SPARSITIES])
     axes.set_xlabel("sparsity")
     axes.set_ylabel("accuracy, % (mean and standard error)")
@@ -153,59 +200,64 @@ def draw(results, names, file):
     figure.savefig(file, dpi=150)
 
 
+def all_runs(images, labels, names, optim, args):
+    """Name, sparsity and seed of each run, and the run as a function without arguments.
+
+    Neighbours are of different algorithms, so that no two threads compile the same program at the same time.
+    """
+    for seed in range(args.seeds):
+        key = jax.random.key(seed)
+        data, model = split(images, labels, seed), lenet(images.shape[1], key)
+        go = lambda pruner, data=data, model=model, seed=seed: run(pruner, model, data, args.steps, args.batch, seed)
+        yield "dense", 0.0, seed, lambda go=go: go(eqsparse.NoPruning(optim))
+        for s in SPARSITIES:
+            made = contestants(optim, s, args.steps, jax.random.fold_in(key, 3))
+            for name in names:
+                yield name, s, seed, lambda go=go, pruner=made[name]: go(pruner)
+
+
 def main():
+    known = list(contestants(None, 0.9, 1600, jax.random.key(0)))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mnist", metavar="DIR", help="a folder with t10k-*.gz; scikit-learn's digits without it")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rate", type=float, default=1e-3, help="of Adam; tuned on the dense run")
-    parser.add_argument("--algorithms", nargs="*", help="only these")
+    parser.add_argument("--rate", type=float, help=f"of Adam; without it, the best of {RATES} for the dense run")
+    parser.add_argument("--algorithms", nargs="+", choices=known, metavar="NAME", help=f"only these of {known}")
     parser.add_argument("--figure", metavar="FILE")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
 
     images, labels = mnist(args.mnist) if args.mnist else digits()
-    optim = optax.adam(args.rate)
-    names = list(contestants(optim, 0.9, args.steps, jax.random.key(0)))
-    names = [n for n in names if not args.algorithms or n in args.algorithms]
-    results = {}
-    with Progress(transient=True) as progress:
-        bar = progress.add_task("", total=args.seeds * (1 + len(names) * len(SPARSITIES)))
-        for seed in range(args.seeds):
-            key = jax.random.key(seed)
-            place = np.random.default_rng(seed).permutation(len(images))
-            test, rest = np.split(place, [len(images) // 5])
-            split = [(jnp.asarray(images[part]), jnp.asarray(labels[part])) for part in (rest, test)]
-            model = eqx.nn.MLP(images.shape[1], 10, 300, 2, key=key)
-            model = eqx.tree_at(  # LeNet-300-100
-                lambda m: (m.layers[1], m.layers[2]),
-                model,
-                (
-                    eqx.nn.Linear(300, 100, key=jax.random.fold_in(key, 1)),
-                    eqx.nn.Linear(100, 10, key=jax.random.fold_in(key, 2)),
-                ),
-            )
-            runs = [("dense", 0.0, eqsparse.NoPruning(optim))]
-            for s in SPARSITIES:
-                made = contestants(optim, s, args.steps, jax.random.fold_in(key, 3))
-                runs += [(name, s, made[name]) for name in names]
-            for name, s, pruner in runs:
-                progress.update(bar, description=f"seed {seed}: {name} {s:.0%}")
-                result, kept = run(pruner, model, split, args.steps, args.batch, seed)
-                assert kept <= 1 - s + 0.005, f"{name} keeps {kept:.2%} at {s:.0%}"
-                results.setdefault((name, s), []).append(result)
-                progress.advance(bar)
+    rate = args.rate or tuned(images, labels, args)
+    names = [name for name in known if not args.algorithms or name in args.algorithms]
+    results, seconds = {}, {}
+    with Progress(transient=True) as progress, ThreadPoolExecutor(args.threads) as threads:
+        waiting = {
+            threads.submit(go): which
+            for *which, go in all_runs(images, labels, names, optax.adam(rate), args)
+        }  # fmt: skip
+        bar = progress.add_task("", total=len(waiting))
+        for done in as_completed(waiting):
+            name, s, seed = waiting[done]
+            result, kept, took = done.result()
+            assert kept <= 1 - s + 0.005, f"{name} keeps {kept:.2%} at {s:.0%}"
+            results.setdefault((name, s), {})[seed] = result
+            seconds.setdefault(name, []).append(took)
+            progress.update(bar, advance=1, description=f"seed {seed}: {name} {s:.0%}")
+    results = {which: [by_seed[seed] for seed in sorted(by_seed)] for which, by_seed in results.items()}
 
     data = f"MNIST, {len(images):,} images" if args.mnist else f"digits, {len(images):,} images"
-    print(f"LeNet-300-100 on {data}, a fifth for the test, Adam {args.rate:g}, {args.steps} steps of {args.batch}, "
-          f"{args.seeds} seeds. {machine()}")  # fmt: skip
-    show = lambda r: f"{100 * np.mean(r):.1f} ± {100 * np.std(r, ddof=min(1, len(r) - 1)) / len(r) ** 0.5:.1f}"
-    rows = [[name, *(show(results[name, s]) for s in SPARSITIES)] for name in names]
+    print(f"LeNet-300-100 on {data}, a fifth for the test, Adam {rate:g}, {args.steps} steps of {args.batch}, "
+          f"{args.seeds} seeds, {args.threads} threads. {machine()}")  # fmt: skip
+    show = lambda r: f"{100 * np.mean(r):.1f} ± {100 * error(r):.1f}"
+    took = lambda name: f"{np.median(seconds[name]):.1f}"  # the first run of a few, which compiles, does not count
+    rows = [[name, *(show(results[name, s]) for s in SPARSITIES), took(name)] for name in names]
     rows.sort(key=lambda row: -np.mean(results[row[0], SPARSITIES[-1]]))
-    dense = ["dense", show(results["dense", 0.0]), *[""] * (len(SPARSITIES) - 1)]
-    print_table(["accuracy, %", *(f"{s:.0%}" for s in SPARSITIES)], [dense, *rows])
-    if args.seeds > 1 and not args.algorithms:
-        print()
+    dense = ["dense", show(results["dense", 0.0]), *[""] * (len(SPARSITIES) - 1), took("dense")]
+    print_table(["accuracy, %", *(f"{s:.0%}" for s in SPARSITIES), "seconds a run"], [dense, *rows])
+    if args.seeds > 1:
         print_pairs(results)
     if args.figure:
         draw(results, names, args.figure)

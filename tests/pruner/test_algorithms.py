@@ -230,31 +230,6 @@ def test_an_ensemble_of_dynamic_pruners_is_a_loop():
         np.testing.assert_allclose(model.layer.weight[i], m.layer.weight, rtol=0, atol=1e-6)
 
 
-def test_grown_weights_begin_as_the_optimiser_says():
-    """Rule 10 of the design: a grown weight's state is what `optim.init` gives, for rprop its step size."""
-    pruner = eqsparse.RigL(
-        optax.rprop(0.03),
-        distribution=0.5,
-        schedule=eqsparse.OneShot(2),
-        key=KEY,
-        drop_fraction=optax.constant_schedule(0.5),
-    )
-    model, state = pruner.init([eqx.nn.Linear(8, 8, key=KEY)])
-    for t in range(3):
-        before = masks_of(model)["0.weight"]
-        model, state = pruner.step(model, random_like(model, t), state)
-    grown, now = masks_of(model)["0.weight"] & ~before, masks_of(model)["0.weight"]
-    sizes = next(
-        x
-        for x in jax.tree.leaves(state.optim)
-        if x.shape == (8, 8) and not bool((x == 0).all()) and float(x.max()) < 0.1
-    )
-    assert grown.any()
-    np.testing.assert_allclose(np.asarray(sizes)[grown], 0.03)
-    assert not np.asarray(sizes)[~now].any()
-    assert not np.asarray(model[0].layer.weight)[grown].any()
-
-
 def test_bad_settings():
     fine = {"distribution": 0.5, "key": KEY}
     with pytest.raises(ValueError, match=r"`RigL\(key=...\)` must be a `jax.random.key`"):
