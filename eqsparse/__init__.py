@@ -19,7 +19,21 @@ from ._distribution import (
     PerPath as PerPath,
     Uniform as Uniform,
 )
-from ._export import BCOOLinear as BCOOLinear, to_bcoo as to_bcoo
+from ._export import (
+    AbstractLayout as AbstractLayout,
+    BCOOLayout as BCOOLayout,
+    BCOOLinear as BCOOLinear,
+    BCSRLayout as BCSRLayout,
+    BitmaskLayout as BitmaskLayout,
+    BlockLayout as BlockLayout,
+    DeltaLayout as DeltaLayout,
+    DenseLayout as DenseLayout,
+    export as export,
+    FixedFanInLayout as FixedFanInLayout,
+    NMLayout as NMLayout,
+    SparseLayer as SparseLayer,
+    to_bcoo as to_bcoo,
+)
 from ._layers import (
     AbstractMasked as AbstractMasked,
     Masked as Masked,

@@ -1,4 +1,16 @@
 """Products of sparse and dense, behind one interface."""
 
+from .bits import pack as pack, running_total as running_total, unpack as unpack
+from .blocks import block_product as block_product
 from .csr import row_indices as row_indices
+from .fan_in import fan_in_product as fan_in_product
+from .linear import SparseProduct as SparseProduct
 from .spmm import spmm as spmm
+from .tiles import (
+    bitmask_product as bitmask_product,
+    bitmask_rows as bitmask_rows,
+    bitmask_starts as bitmask_starts,
+    nm_product as nm_product,
+    nm_rows as nm_rows,
+    width as width,
+)
