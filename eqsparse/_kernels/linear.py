@@ -188,7 +188,7 @@ def _linear_in(primitive: Primitive, places: Callable[[int], tuple[int, int]]) -
             for place in places(len(primals))
             if type(tangents[place]) is not ad.Zero
         ]
-        return out, sum(terms[1:], terms[0]) if terms else ad.Zero.from_primal_value(out)
+        return out, sum(terms[1:], terms[0])
 
     ad.primitive_jvps[primitive] = jvp
 

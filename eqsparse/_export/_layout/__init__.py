@@ -10,9 +10,10 @@ from .dense import DenseLayout as DenseLayout
 from .fixed_fanin import FixedFanInLayout as FixedFanInLayout
 from .nm import NMLayout as NMLayout
 
+# Of layouts of one size the first is taken: that with the least to do when it is called.
 LAYOUTS: dict[str, type[AbstractLayout]] = {
     layout.name: layout
     for layout in (
-        BitmaskLayout, DeltaLayout, NMLayout, BlockLayout, FixedFanInLayout, BCSRLayout, BCOOLayout, DenseLayout
+        BlockLayout, NMLayout, FixedFanInLayout, BCSRLayout, BCOOLayout, BitmaskLayout, DeltaLayout, DenseLayout
     )
 }  # fmt: skip

@@ -21,9 +21,9 @@ class BCOOLayout(AbstractLayout):
     """
 
     values: Inexact[Array, "*stack nnz"]
+    shape: tuple[int, int] = eqx.field(static=True)
     row_indices: Integer[Array, "*stack nnz"]
     columns: Integer[Array, "*stack nnz"]
-    shape: tuple[int, int] = eqx.field(static=True)
     widest: int = eqx.field(static=True)  # entries in the fullest row
 
     name = "bcoo"
@@ -36,9 +36,9 @@ class BCOOLayout(AbstractLayout):
         out_size, in_size = slices.shape
         return cls(
             slices.restack(padded(values, nnz, 0, slices.weights.dtype)),
+            slices.shape,
             slices.restack(padded([rows for rows, _ in places], nnz, out_size, smallest(out_size))),
             slices.restack(padded([columns for _, columns in places], nnz, in_size, smallest(in_size))),
-            slices.shape,
             int(np.count_nonzero(slices.kept, axis=2).max(initial=0)),
         )
 
@@ -59,7 +59,7 @@ class BCOOLayout(AbstractLayout):
 
     def decoded(self) -> BCSRLayout:
         pointers = pointers_of(self.row_indices.astype(jnp.int32), self.shape[0])
-        return BCSRLayout(self.values, self.columns.astype(jnp.int32), pointers, self.shape, self.widest)
+        return BCSRLayout(self.values, self.shape, self.columns.astype(jnp.int32), pointers, self.widest)
 
     def rows(self, start: Int32[Array, ""], count: int) -> Inexact[Array, "count in_size"]:
         return self.decoded().rows(start, count)

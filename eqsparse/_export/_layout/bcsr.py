@@ -23,9 +23,9 @@ class BCSRLayout(AbstractLayout):
     """
 
     values: Inexact[Array, "*stack nnz"]
+    shape: tuple[int, int] = eqx.field(static=True)
     columns: Int32[Array, "*stack nnz"]
     row_pointers: Int32[Array, "*stack ends"]
-    shape: tuple[int, int] = eqx.field(static=True)
     widest: int = eqx.field(static=True)  # entries in the fullest row
 
     name = "bcsr"
@@ -40,9 +40,9 @@ class BCSRLayout(AbstractLayout):
         pointers[:, 1:] = np.cumsum(row_counts, axis=1)
         return cls(
             slices.restack(padded(values, nnz, 0, slices.weights.dtype)),
+            slices.shape,
             slices.restack(padded(columns, nnz, slices.shape[1], np.int32)),
             slices.restack(pointers),
-            slices.shape,
             int(row_counts.max(initial=0)),
         )
 

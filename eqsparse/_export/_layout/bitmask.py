@@ -20,8 +20,8 @@ class BitmaskLayout(AbstractLayout):
     """
 
     values: Inexact[Array, "*stack nnz"]
-    bits: UInt8[Array, "*stack out_size packed"]
     shape: tuple[int, int] = eqx.field(static=True)
+    bits: UInt8[Array, "*stack out_size packed"]
 
     name = "bitmask"
 
@@ -31,8 +31,8 @@ class BitmaskLayout(AbstractLayout):
         nnz = int(counts(slices.kept).max(initial=0))
         return cls(
             slices.restack(padded(values, nnz, 0, slices.weights.dtype)),
-            slices.restack(np.packbits(slices.kept, axis=2)),
             slices.shape,
+            slices.restack(np.packbits(slices.kept, axis=2)),
         )
 
     @classmethod

@@ -23,9 +23,9 @@ class BlockLayout(AbstractLayout):
     """
 
     values: Inexact[Array, "*stack blocks height width"]
+    shape: tuple[int, int] = eqx.field(static=True)
     block_rows: Integer[Array, "*stack blocks"]
     block_columns: Integer[Array, "*stack blocks"]
-    shape: tuple[int, int] = eqx.field(static=True)
     widest: int = eqx.field(static=True)  # blocks in the fullest row of blocks
 
     name = "block"
@@ -43,9 +43,9 @@ class BlockLayout(AbstractLayout):
         places = [np.nonzero(one) for one in chosen]
         return cls(
             slices.restack(padded([t[c] for t, c in zip(tiles, chosen, strict=True)], most, 0, slices.weights.dtype)),
+            slices.shape,
             slices.restack(padded([rows for rows, _ in places], most, down, smallest(down))),
             slices.restack(padded([columns for _, columns in places], most, 0, smallest(across))),
-            slices.shape,
             int(np.count_nonzero(chosen, axis=2).max(initial=0)),
         )
 

@@ -28,8 +28,8 @@ class DeltaLayout(AbstractLayout):
     """
 
     values: Inexact[Array, "*stack steps"]
-    codes: UInt8[Array, "*stack packed"]
     shape: tuple[int, int] = eqx.field(static=True)
+    codes: UInt8[Array, "*stack packed"]
     width: int = eqx.field(static=True)  # bits for a distance
     widest: int = eqx.field(static=True)  # steps in the fullest row
 
@@ -54,8 +54,8 @@ class DeltaLayout(AbstractLayout):
         filled = padded(codes, steps, skip, np.uint8)
         return cls(
             slices.restack(padded(values, steps, 0, slices.weights.dtype)),
-            slices.restack(pack(filled, width)),
             slices.shape,
+            slices.restack(pack(filled, width)),
             width,
             _widest(filled, skip, slices.shape),
         )
@@ -79,7 +79,7 @@ class DeltaLayout(AbstractLayout):
         columns = place - rows * self.shape[1]
         pointers = pointers_of(rows, self.shape[0])
         values = jnp.where(is_entry, self.values, jnp.zeros((), self.values.dtype))
-        return BCSRLayout(values, columns, pointers, self.shape, self.widest)
+        return BCSRLayout(values, self.shape, columns, pointers, self.widest)
 
     def rows(self, start: Int32[Array, ""], count: int) -> Inexact[Array, "count in_size"]:
         return self.decoded().rows(start, count)

@@ -15,15 +15,16 @@ from .host import Slices, smallest
 
 @final
 class FixedFanInLayout(AbstractLayout):
-    """As many values and columns for each row as the fullest has: the fastest on CPU. For masks of `eqsparse.FixedFanIn`.
+    """As many values and columns for each row as the fullest has: the fastest on CPU, and for
+    masks of `eqsparse.FixedFanIn`.
 
     Other masks are padded, with value 0 and column `in` (one past the last): no entries, no gradient reaches them. For
     large random masks that is little. Entries come first, rows last: the product gathers and sums along the rows.
     """
 
     values: Inexact[Array, "*stack fan_in out_size"]
-    columns: Integer[Array, "*stack fan_in out_size"]
     shape: tuple[int, int] = eqx.field(static=True)
+    columns: Integer[Array, "*stack fan_in out_size"]
 
     name = "fixed_fanin"
     value_rank = 2
@@ -36,7 +37,7 @@ class FixedFanInLayout(AbstractLayout):
         is_entry = np.take_along_axis(slices.kept, columns, 2)
         values = np.where(is_entry, np.take_along_axis(slices.weights, columns, 2), np.zeros((), slices.weights.dtype))
         columns = np.where(is_entry, columns, slices.shape[1]).astype(smallest(slices.shape[1]))
-        return cls(slices.restack(values.swapaxes(1, 2)), slices.restack(columns.swapaxes(1, 2)), slices.shape)
+        return cls(slices.restack(values.swapaxes(1, 2)), slices.shape, slices.restack(columns.swapaxes(1, 2)))
 
     @classmethod
     def bytes_of(cls, kept: Bool[np.ndarray, "slices out_size in_size"], itemsize: int) -> int:

@@ -21,8 +21,8 @@ class NMLayout(AbstractLayout):
     """
 
     values: Inexact[Array, "*stack out_size kept_in_row"]
-    places: UInt8[Array, "*stack out_size packed"]
     shape: tuple[int, int] = eqx.field(static=True)
+    places: UInt8[Array, "*stack out_size packed"]
     n: int = eqx.field(static=True)
     m: int = eqx.field(static=True)
 
@@ -37,8 +37,8 @@ class NMLayout(AbstractLayout):
         lines = (*slices.kept.shape[:2], slices.shape[1] // m * n)
         return cls(
             slices.restack(slices.weights[slices.kept].reshape(lines)),
-            slices.restack(pack(np.nonzero(runs)[1].reshape(lines), width(m))),
             slices.shape,
+            slices.restack(pack(np.nonzero(runs)[1].reshape(lines), width(m))),
             n,
             m,
         )
