@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
+from .._kernels import to_be_written
 from .._sites import replace_fields
 from ._layout import AbstractLayout
 
@@ -59,7 +60,7 @@ def convolve(
     like = jax.eval_shape(channels, jnp.int32(0))
     # The last part may overlap the one before.
     starts = jnp.minimum(jnp.arange(-(-out_size // height), dtype=jnp.int32) * height, out_size - height)
-    return jax.lax.scan(step, jnp.zeros((out_size, *like.shape[1:]), like.dtype), starts)[0]
+    return jax.lax.scan(step, to_be_written((out_size, *like.shape[1:]), x).astype(like.dtype), starts)[0]
 
 
 def _is_product(layer: Any) -> bool:

@@ -1,6 +1,7 @@
 """Products of sparse and dense, behind one interface."""
 
-from .bits import pack as pack, running_total as running_total, unpack as unpack
+from .batch import to_be_written as to_be_written
+from .bits import pack as pack, unpack as unpack
 from .blocks import block_product as block_product
 from .csr import row_indices as row_indices
 from .fan_in import fan_in_product as fan_in_product

@@ -27,20 +27,26 @@ def _product(
     def multiply(x: Array) -> Array:
         x_rows = _rows(x)
 
-        def add(y: Array, values: Array, columns: Array) -> Array:
+        def add(y: Array | None, values: Array, columns: Array) -> Array | None:
             for value, column in zip(values, columns, strict=True):
                 row = x_rows.at[column.astype(jnp.int32)].get(mode="promise_in_bounds")
-                y = y + value.astype(y.dtype)[:, None] * row
+                term = value.astype(row.dtype)[:, None] * row
+                y = term if y is None else y + term
             return y
 
-        def step(i: Array, y: Array) -> Array:
-            part = lambda array: jax.lax.dynamic_slice_in_dim(array, i * _UNROLL, _UNROLL)
+        def step(i: Array, y: Array) -> Array | None:
+            part = lambda array: jax.lax.dynamic_slice_in_dim(array, rest + i * _UNROLL, _UNROLL)
             return add(y, part(values), part(columns))
 
-        whole = values.shape[0] // _UNROLL
-        y = jnp.zeros((shape[0], x.shape[0]), x_rows.dtype)
-        y = jax.lax.fori_loop(0, whole, step, y) if whole else y
-        return add(y, values[whole * _UNROLL :], columns[whole * _UNROLL :]).T.astype(x.dtype)
+        # What the steps of the loop leave over comes first: the loop begins with it, not with zeros, as `batch.py`
+        # tells.
+        fan_in = values.shape[0]
+        rest = fan_in % _UNROLL or min(fan_in, _UNROLL)
+        y = add(None, values[:rest], columns[:rest])
+        if y is None:
+            return jnp.zeros((x.shape[0], shape[0]), x.dtype)
+        steps = (fan_in - rest) // _UNROLL
+        return (jax.lax.fori_loop(0, steps, step, y) if steps else y).T.astype(x.dtype)
 
     return over_batch(multiply, x, shape[0])
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Int32, UInt8
 
+from .batch import to_be_written
 from .bits import spread, unpack
 from .linear import SparseProduct
 
@@ -34,7 +35,7 @@ def multiply_by_tiles(
         return jax.lax.dynamic_update_slice_in_dim(y, x @ rows(start, height).T, start, 1), None
 
     starts = jnp.minimum(jnp.arange(-(-shape[0] // height), dtype=jnp.int32) * height, shape[0] - height)
-    return jax.lax.scan(step, jnp.zeros((x.shape[0], shape[0]), x.dtype), starts)[0]
+    return jax.lax.scan(step, to_be_written((x.shape[0], shape[0]), x), starts)[0]
 
 
 # Values and one bit for each position.

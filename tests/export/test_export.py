@@ -51,7 +51,7 @@ class Lstm(eqx.Module):
         return self.cell(x, (h, c))
 
 
-@pytest.mark.parametrize("layout", ["auto", "delta", "fixed_fanin"])
+@pytest.mark.parametrize("layout", ["auto", "fixed_fanin"])
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_masked_layer_in_a_batch(case, layout, monkeypatch):
     monkeypatch.setattr("eqsparse._export.conv._SMALL", 100)  # so that convolutions go in parts
@@ -92,8 +92,7 @@ def test_any_module_is_rebuilt_when_called():
     exported = export(masked, {"*": "bitmask"})
     assert isinstance(exported, SparseLayer) and isinstance(exported.inner, SparseLayer)
     x = jnp.arange(6.0)
-    close(exported(x), masked(x))
-    close(exported.twice(x), masked.twice(x))
+    close(eqx.filter_jit(lambda m: (m(x), m.twice(x)))(exported), eqx.filter_jit(lambda m: (m(x), m.twice(x)))(masked))
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(jnp.bfloat16, 3e-2), (jnp.float16, 3e-3)])
@@ -122,7 +121,7 @@ def test_stack_under_scan_and_ensemble_under_vmap(kind):
 
     members = lambda stack, x: eqx.filter_vmap(lambda one: jax.vmap(one)(x))(stack)
     for run in (scan, members):
-        close(eqx.filter_jit(run)(exported, x), run(masked, x))
+        close(eqx.filter_jit(run)(exported, x), eqx.filter_jit(run)(masked, x))
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv", "embedding", "gru"])
@@ -146,6 +145,40 @@ def test_gradient_of_the_kept_values_is_the_masked_layers(kind, monkeypatch):
             )
             kept = np.asarray(masked.masks[name].dense())
             close(dense, jnp.where(kept, getattr(expected.layer, name), 0))
+
+
+# Bytes.
+
+
+class Images(eqx.Module):
+    convs: list[eqx.nn.Conv2d]
+    out: eqx.nn.Linear
+
+    def __init__(self, key):
+        self.convs = [eqx.nn.Conv2d(4, 96, 3, padding=1, key=key), eqx.nn.Conv2d(96, 96, 3, padding=1, key=key)]
+        self.out = eqx.nn.Linear(96, 10, key=key)
+
+    def __call__(self, x):
+        x = x.reshape(4, 8, 8)
+        for conv in self.convs:
+            x = jax.nn.relu(conv(x))
+        return self.out(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize("batch", [1, 128])
+@pytest.mark.parametrize("sparsity", [0.8, 0.9])
+@pytest.mark.parametrize("make", [lambda: eqx.nn.MLP(256, 10, 512, 2, key=KEY), lambda: Images(KEY)])
+def test_a_whole_model_takes_less_memory_when_it_runs(make, sparsity, batch, optimised):
+    """PREDECESSOR row 27, for models: arguments, scratch and output of the compiled forward, from 80% on."""
+    masked = pruned(make(), 1 - sparsity)
+    used = {}
+    for name, model in (("dense", eqsparse.materialise(masked)), ("sparse", export(masked))):
+        arrays, rest = eqx.partition(model, eqx.is_array)
+        run = jax.jit(lambda arrays, x: jax.vmap(eqx.combine(arrays, rest))(x))
+        x = jax.ShapeDtypeStruct((batch, 256), jnp.float32)
+        stats = run.lower(arrays, x).compile(optimised).memory_analysis()
+        used[name] = stats.argument_size_in_bytes + stats.temp_size_in_bytes + stats.output_size_in_bytes
+    assert used["sparse"] < used["dense"]
 
 
 # Choices.

@@ -107,10 +107,10 @@ def test_nothing_and_everything_kept(name, density):
     np.testing.assert_array_equal(layout.to_dense(), weight.astype(np.float32))
     assert layout.nbytes == LAYOUTS[name].bytes_of(mask[None], 4)
     close(jax.jit(jax.vmap(lambda x: layout @ x))(x), np.ones((2, IN)) @ weight.T)
-    close(jax.grad(lambda x: jnp.sum(layout @ x))(x[0]), weight.sum(0))
+    close(jax.jit(jax.grad(lambda x: jnp.sum(layout @ x)))(x[0]), weight.sum(0))
 
 
-@pytest.mark.parametrize("width", [2, 3, 8])
+@pytest.mark.parametrize("width", [3, 8])
 def test_delta_bridges_long_gaps(width, monkeypatch):
     monkeypatch.setattr("eqsparse._export._layout.delta._WIDTHS", [width])
     mask = np.zeros((5, 700), bool)
@@ -120,9 +120,11 @@ def test_delta_bridges_long_gaps(width, monkeypatch):
     assert layout.width == width and layout.nbytes == DeltaLayout.bytes_of(mask[None], 4)
     np.testing.assert_array_equal(layout.to_dense(), np.where(mask, weight, 0))
     x = np.random.default_rng(1).standard_normal(700).astype(np.float32)
-    close(layout @ jnp.asarray(x), np.where(mask, weight, 0) @ x.astype(np.float64))
-    grad = jax.grad(lambda v: jnp.sum(eqx.tree_at(lambda one: one.values, layout, v) @ jnp.asarray(x)))(layout.values)
-    assert np.count_nonzero(grad) == mask.sum() < layout.values.size or width == 8
+    run = lambda values: eqx.tree_at(lambda one: one.values, layout, values) @ jnp.asarray(x)
+    y, back = jax.jit(lambda values: jax.vjp(run, values))(layout.values)
+    close(y, np.where(mask, weight, 0) @ x.astype(np.float64))
+    (grad,) = jax.jit(back)(jnp.ones(5))
+    assert np.count_nonzero(grad) == mask.sum() < layout.values.size
 
 
 @pytest.mark.parametrize("dtype, itemsize", [("float32", 4), ("bfloat16", 2)])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, Int32, UInt8
 
-from ..._kernels import pack, running_total, unpack
+from ..._kernels import pack, unpack
 from .base import AbstractLayout
 from .bcsr import BCSRLayout, pointers_of
 from .host import padded, Slices
@@ -74,7 +74,7 @@ class DeltaLayout(AbstractLayout):
         skip = 2**self.width - 1
         codes = unpack(self.codes, self.width, self.values.shape[0])
         is_entry = codes != skip
-        place = running_total(codes + is_entry.astype(jnp.int32)) - 1
+        place = jnp.cumsum(codes + is_entry.astype(jnp.int32), dtype=jnp.int32) - 1
         rows = place // max(self.shape[1], 1)
         columns = place - rows * self.shape[1]
         pointers = pointers_of(rows, self.shape[0])
