@@ -20,10 +20,21 @@ from ._distribution import (
     Uniform as Uniform,
 )
 from ._export import (
+    AbstractLayout as AbstractLayout,
+    BCOOLayout as BCOOLayout,
     BCOOLinear as BCOOLinear,
+    BCSRLayout as BCSRLayout,
+    BitmaskLayout as BitmaskLayout,
+    BlockLayout as BlockLayout,
+    DeltaLayout as DeltaLayout,
+    DenseLayout as DenseLayout,
     deploy as deploy,
+    export as export,
+    FixedFanInLayout as FixedFanInLayout,
     load as load,
+    NMLayout as NMLayout,
     save as save,
+    SparseLayer as SparseLayer,
     to_bcoo as to_bcoo,
 )
 from ._layers import (

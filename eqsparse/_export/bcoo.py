@@ -3,13 +3,13 @@
 from typing import Any
 
 import equinox as eqx
-import jax
 from jaxtyping import PyTree
 
 from .._layers import AbstractMasked, MaskedLinear
-from .._model import is_sparsified, materialise
-from .._sites import join, map_layers
+from .._model import is_sparsified
+from .._sites import join
 from .csr import csr_parts
+from .exchange import exchange_masked
 from .linear import BCOOLinear
 
 
@@ -45,34 +45,13 @@ def to_bcoo(model: PyTree) -> PyTree:
             "`to_bcoo(model=...)` must contain a masked layer; `eqsparse.sparsify` makes them, pruners fill "
             f"their masks. Got {type(model).__name__} without any."
         )
-    # Wrappers that reach into the weights of what they hold are taken out while the layers are exchanged.
-    leaves, treedef = jax.tree.flatten(model, is_leaf=_reaches_in)
-    outer = treedef.unflatten([_Held(leaf) if _reaches_in(leaf) else leaf for leaf in leaves])
-    exported = map_layers(outer, _export)
-    return jax.tree.map(lambda x: _put_back(x.node) if isinstance(x, _Held) else x, exported)
+    return exchange_masked(model, _export)
 
 
-def _export(path: str, layer: Any) -> Any:
-    if not isinstance(layer, AbstractMasked):
-        return layer
+def _export(path: str, layer: AbstractMasked) -> Any:
     # A subclass of `Linear` may do anything with its weight.
     if not (isinstance(layer, MaskedLinear) and type(layer.layer) is eqx.nn.Linear):
         return layer.materialise()
     linear = layer.layer
     parts = csr_parts(linear.weight, layer.masks["weight"], join(path, "weight"))
     return BCOOLinear(*parts, linear.bias, linear.in_features, linear.out_features, linear.use_bias)
-
-
-class _Held:
-    """A part of the model that `map_layers` must not walk into: a leaf, as it is no PyTree."""
-
-    def __init__(self, node: Any):
-        self.node = node
-
-
-def _reaches_in(node: Any) -> bool:
-    return isinstance(node, eqx.nn.Shared | eqx.nn.WeightNorm | eqx.nn.SpectralNorm)
-
-
-def _put_back(node: Any) -> Any:
-    return materialise(node) if isinstance(node, eqx.nn.Shared) else node

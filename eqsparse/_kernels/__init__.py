@@ -1,5 +1,18 @@
 """Products of sparse and dense, behind one interface."""
 
+from .batch import to_be_written as to_be_written
+from .bits import pack as pack, unpack as unpack
+from .blocks import block_product as block_product
 from .csr import row_indices as row_indices
+from .fan_in import fan_in_product as fan_in_product
+from .linear import SparseProduct as SparseProduct
 from .plain import CUSTOM_CALLS as CUSTOM_CALLS, plain_operations as plain_operations
 from .spmm import spmm as spmm
+from .tiles import (
+    bitmask_product as bitmask_product,
+    bitmask_rows as bitmask_rows,
+    bitmask_starts as bitmask_starts,
+    nm_product as nm_product,
+    nm_rows as nm_rows,
+    width as width,
+)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import sparse
 from jaxtyping import Array, Inexact, Int32
 
+from .batch import over_batch
 from .plain import plain
 
 
@@ -48,7 +49,8 @@ def product(
         lanes = max(1, _CACHE_LINE // x.dtype.itemsize)
         return multiply(jnp.pad(x, ((0, -x.shape[0] % lanes), (0, 0))))[: x.shape[0]]
 
-    return jax.lax.platform_dependent(x, cpu=multiply_padded, default=multiply)
+    on_cpu = lambda x: over_batch(multiply_padded, x, shape[0])
+    return jax.lax.platform_dependent(x, cpu=on_cpu, default=multiply)
 
 
 def transposed_product(

@@ -1,6 +1,7 @@
 """What is left of each weight of a model, and what it takes to store."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, final
 
 import jax
@@ -9,6 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Bool, PyTree
 
 from .._sites import read
+from .account import account_rows, account_table, account_total, corner_of, exported_weights
 from .exported import export_forms
 from .plot import plot
 from .rows import all_arrays, corner, Row, row_of, totals
@@ -31,15 +33,20 @@ class Report:
     - `total`: `sites` and the sums of the above; `other_size` and `other_bytes` of the arrays that are no
         site (biases, norms); `model_size`, `model_bytes_dense`, ... of everything.
 
+    Of an exported model: `path`, `shape`, `layout`, `reason` (why it is dense), `size`, `kept`, `sparsity`,
+    `bytes_dense`, `bytes_exported`, `bytes_minimum` (the kept values, and the entropy of a mask of that size and
+    count) and `of_minimum` (bytes exported over that).
+
     All counts are Python integers, exact at any size.
     """
 
     rows: list[Row]
     total: Row
     corners: dict[str, Bool[np.ndarray, "rows columns"]] = dataclasses.field(default_factory=dict, compare=False)
+    write: Callable[[list[Row], Row], str] = dataclasses.field(default=table, compare=False)
 
     def __str__(self) -> str:
-        return table(self.rows, self.total)
+        return self.write(self.rows, self.total)
 
     def __repr__(self) -> str:
         return str(self)
@@ -73,8 +80,9 @@ def report(model: PyTree) -> Report:
 
     **Arguments:**
 
-    - `model`: A model with masked layers: its masked weights are the rows. Or a plain model (or a PyTree of
-        arrays): its weights that could be masked are, all of them dense whatever they hold.
+    - `model`: A model with masked layers: its masked weights are the rows. Or an exported model: its sparse
+        weights are, and what each has saved. Or a plain model (or a PyTree of arrays): its weights that could be
+        masked are, all of them dense whatever they hold.
 
     **Returns:** A [`eqsparse.Report`][].
 
@@ -82,6 +90,11 @@ def report(model: PyTree) -> Report:
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(model)):
         raise ValueError("`report(model=...)` must hold arrays, not tracers: call it outside `jax.jit`. Got tracers.")
+    exported = exported_weights(model)
+    if exported:
+        rows = account_rows(exported)
+        corners = {path: corner_of(layout, _CORNER_LENGTH) for path, layout, _ in exported[:_CORNERS]}
+        return Report(rows, account_total(rows, model), corners, account_table)
     sites = [site for site in read(model).values() if site.default]
     if not sites:
         raise ValueError(

@@ -23,12 +23,17 @@ def table(rows: Sequence[Row], total: Row) -> str:
             cells.insert(4, f"{row['smallest_slice']:,}" if row["stack"] else "")
         for cells in foot:
             cells.insert(4, "")
+    return aligned(head, body, foot)
+
+
+def aligned(head: list[str], body: list[list[str]], foot: list[list[str]]) -> str:
+    """Columns under their heads, a rule above and below the body; the first three hold text, the rest numbers."""
     lines = [head, *body, *foot]
     widths = [max(len(cells[i]) for cells in lines) for i in range(len(head))]
     widths[0] = min(widths[0], max(_NARROWEST_PATH, _WIDTH - sum(widths[1:]) - len(_GAP) * (len(widths) - 1)))
     rule = "─" * (sum(widths) + len(_GAP) * (len(widths) - 1))
-    aligned = [_aligned(cells, widths) for cells in lines]
-    return "\n".join([aligned[0], rule, *aligned[1 : 1 + len(body)], rule, *aligned[1 + len(body) :]])
+    text = [_aligned(cells, widths) for cells in lines]
+    return "\n".join([text[0], rule, *text[1 : 1 + len(body)], rule, *text[1 + len(body) :]])
 
 
 def shorten(text: str, width: int) -> str:

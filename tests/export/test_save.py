@@ -230,14 +230,45 @@ def test_loaded_can_be_donated_and_trained(path):
 
 
 def test_every_sparse_layer_can_be_loaded():
-    """Whoever adds a layer or layout to the room lists it in `STANDS_FOR`."""
+    """Whoever adds a layer or layout to the room lists it in `STANDS_FOR` (one that holds a layer of the user's is
+    `SparseLayer`)."""
     found, todo = set(), [eqx.Module]
     while todo:
         cls = todo.pop()
         todo.extend(cls.__subclasses__())
         if cls.__module__.startswith("eqsparse._export") and not cls.__name__.startswith(("Abstract", "_")):
             found.add(cls)
-    assert {cls.__name__ for cls in found} == {cls.__name__ for cls in rebuild.STANDS_FOR}
+    assert {cls.__name__ for cls in found} == {cls.__name__ for cls in rebuild.STANDS_FOR} | {"SparseLayer"}
+
+
+LAYERS = {
+    "linear": lambda: eqx.nn.Linear(8, 8, key=KEY),
+    "conv": lambda: eqx.nn.Conv2d(4, 8, 3, key=KEY),
+    "embedding": lambda: eqx.nn.Embedding(8, 8, key=KEY),
+    "gru": lambda: eqx.nn.GRUCell(8, 8, key=KEY),
+    "stack": lambda: eqx.filter_vmap(lambda key: eqx.nn.Linear(8, 8, key=key))(jax.random.split(KEY, 3)),
+}
+
+
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+@pytest.mark.parametrize("layout", ["auto", "bcsr"])
+def test_exported_layers(path, make, layout):
+    """By the plain layer, the masked one, their outlines, and themselves."""
+    exported = eqsparse.export({"a": pruned(make())}, layout)
+    assert isinstance(exported["a"], eqsparse.SparseLayer)
+    roundtrip(path, exported)
+    for like in ({"a": make()}, {"a": pruned(make())}, struct({"a": make()})):
+        roundtrip(path, exported, like)
+    with RAISES(match=r"Got int32\[8, 8\] at `a.* holds"):
+        eqsparse.load(path, jax.tree.map(lambda x: x, {"a": jnp.zeros((8, 8), jnp.int32)}))
+
+
+@pytest.mark.parametrize("layout", ["bcoo", "bcsr", "bitmask", "delta", "block", "dense"])
+def test_exported_layouts(path, layout):
+    exported = eqsparse.export({"a": pruned(eqx.nn.Linear(8, 8, key=KEY))}, layout)
+    roundtrip(path, exported, {"a": eqx.nn.Linear(8, 8, key=KEY)})
+    with RAISES(match=r"Got float32\[6, 8\] at `a.weight`, where the file holds float32\[8, 8\]"):
+        eqsparse.load(path, {"a": eqx.nn.Linear(8, 6, key=KEY)})
 
 
 def test_only_eqsparse_classes_are_made(path):

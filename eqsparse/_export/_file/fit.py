@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..._layers import AbstractMasked
-from ..._sites import join
+from ..._sites import join, replace_fields
+from ..sparse import Form, SparseLayer
 from .outline import from_plain, is_array, name_of, number_from, one_level, Record, record_of, static_fields
-from .rebuild import is_rebuilt, rebuild, STANDS_FOR
+from .rebuild import is_rebuilt, make, rebuild, STANDS_FOR
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Stored:
         return tuple(self.record["shape"])
 
     @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
     def dtype(self) -> np.dtype:
         return jnp.dtype(self.record["dtype"])
 
@@ -35,6 +40,8 @@ def fit(record: Record, like: Any, path: str = "") -> Any:
     """`like` with the file's numbers, sparse layers, and places of its arrays (`Stored`) in it."""
     if is_rebuilt(record):
         return _sparse(record, like, path)
+    if record.get("node") == f"eqsparse.{SparseLayer.__name__}":
+        return _sparse_layer(record, like, path)
     children, unflatten = one_level(like)
     if children is None or "node" not in record:
         return _leaf(record, like, path)
@@ -99,14 +106,36 @@ def _compare_static(there: Record, here: Record, path: str) -> None:
             _differ(join(path, name), _value(there[name]), _value(here[name]))
 
 
-def _sparse(record: Record, like: Any, path: str) -> Any:
-    """The sparse layer or weight that the file holds, once it is sure that it may stand in the place of `like`."""
+def _sparse_layer(record: Record, like: Any, path: str) -> Any:
+    """The layer that `like` is or holds, with the file's layouts in the place of its weights."""
+    layer = like.layer if isinstance(like, SparseLayer | AbstractMasked) else like
+    parts = dict(record["children"])
+    names = [name for name, _ in parts["weights"]["children"]]
+    if not all(hasattr(layer, name) for name in names):
+        _differ(path, _shown_record(record), shown(like))
+    weights = {n: _rebuilt(there, join(path, f"weights.{n}")) for n, there in parts["weights"]["children"]}
+    forms = tuple((name, Form(*form)) for name, form in from_plain(record["static"]["forms"]))
+    for name, form in forms:
+        there, here = weights[name], getattr(layer, name)
+        shape = (*there.stack, *form.core)
+        if is_array(here) and (shape, there.dtype) != (tuple(here.shape), here.dtype):
+            _differ(join(path, name), f"{jnp.dtype(there.dtype).name}{list(shape)}", shown(here))
+    held = fit(parts["layer"], replace_fields(layer, dict.fromkeys(names)), join(path, "layer"))
+    return make(SparseLayer, {"layer": held, "weights": weights, "forms": forms}, path)
+
+
+def _rebuilt(record: Record, path: str) -> Any:
     try:
-        built = rebuild(record, Stored, path)
+        return rebuild(record, Stored, path)
     except ValueError as error:
         raise ValueError(
             f"`load(path=...)` must be a file whose sparse layers this version of eqsparse knows. Got {error}."
         ) from None
+
+
+def _sparse(record: Record, like: Any, path: str) -> Any:
+    """The sparse layer or weight that the file holds, once it is sure that it may stand in the place of `like`."""
+    built = _rebuilt(record, path)
     _compare_sparse(record, built, like, path)
     return built
 

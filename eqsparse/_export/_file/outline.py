@@ -87,8 +87,8 @@ def plain(value: Any) -> Any:
         return value
     if type(value) is float:
         return {"float": repr(value)}
-    if type(value) in (tuple, list):
-        return {type(value).__name__: [plain(v) for v in value]}
+    if type(value) is list or isinstance(value, tuple):  # a named one by its fields
+        return {"list" if type(value) is list else "tuple": [plain(v) for v in value]}
     if type(value) is dict and all(type(key) is str for key in value):
         return {"dict": [[key, plain(v)] for key, v in value.items()]}
     if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):

@@ -7,10 +7,30 @@ from typing import Any
 import equinox as eqx
 
 from ..._sites import join
+from .._layout import (
+    BCOOLayout,
+    BCSRLayout,
+    BitmaskLayout,
+    BlockLayout,
+    DeltaLayout,
+    DenseLayout,
+    FixedFanInLayout,
+    NMLayout,
+)
 from ..linear import BCOOLinear
 from .outline import from_plain, number_from, Record
 
-STANDS_FOR: dict[type[eqx.Module], type | None] = {BCOOLinear: eqx.nn.Linear}
+STANDS_FOR: dict[type[eqx.Module], type | None] = {
+    BCOOLinear: eqx.nn.Linear,
+    BCOOLayout: None,
+    BCSRLayout: None,
+    BitmaskLayout: None,
+    BlockLayout: None,
+    DeltaLayout: None,
+    DenseLayout: None,
+    FixedFanInLayout: None,
+    NMLayout: None,
+}
 """The classes that are made from a file, and the layer each takes the place of (`None`: it is part of one).
 
 No other class is ever made from what a file says.
@@ -46,7 +66,7 @@ def rebuild(record: Record, array: Callable[[Record], Any], path: str) -> Any:
         return None if kind == "NoneType" else (list if kind == "list" else tuple)(children.values())
     if not is_rebuilt(record):
         raise ValueError(f"{kind} at `{path}`")
-    return _make(_BY_NAME[kind], children | _static(record, path), path)
+    return make(_BY_NAME[kind], children | _static(record, path), path)
 
 
 def check_stored(record: Record, path: str = "") -> None:
@@ -72,7 +92,7 @@ def _static(record: Record, path: str) -> dict[str, Any]:
     return found
 
 
-def _make(cls: type[eqx.Module], values: dict[str, Any], path: str) -> eqx.Module:
+def make(cls: type[eqx.Module], values: dict[str, Any], path: str) -> eqx.Module:
     """An instance with these fields, as when a PyTree is put together: no `__init__` runs."""
     fields = {field.name for field in dataclasses.fields(cls)}
     if fields != set(values):

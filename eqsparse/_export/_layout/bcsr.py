@@ -1,0 +1,90 @@
+"""By rows, with the indices that JAX's sparse kernels take."""
+
+from typing import final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import sparse
+from jaxtyping import Array, Bool, Inexact, Int32
+
+from ..._kernels import row_indices, spmm
+from .base import AbstractLayout
+from .host import counts, padded, Slices
+
+
+@final
+class BCSRLayout(AbstractLayout):
+    """Values by rows, an int32 column for each, and where each row begins: what JAX's kernels for CSR take.
+
+    Slices of a stack with fewer entries than others are padded with value 0 and column `in` (one past the last),
+    past the last row pointer: no entry of the matrix, as in JAX's own BCOO.
+    """
+
+    values: Inexact[Array, "*stack nnz"]
+    shape: tuple[int, int] = eqx.field(static=True)
+    columns: Int32[Array, "*stack nnz"]
+    row_pointers: Int32[Array, "*stack ends"]
+    widest: int = eqx.field(static=True)  # entries in the fullest row
+
+    name = "bcsr"
+
+    @classmethod
+    def encode(cls, slices: Slices) -> "BCSRLayout":
+        row_counts = np.count_nonzero(slices.kept, axis=2)
+        nnz = int(row_counts.sum(axis=1).max(initial=0))
+        values = [w[k] for w, k in zip(slices.weights, slices.kept, strict=True)]
+        columns = [np.nonzero(k)[1] for k in slices.kept]
+        pointers = np.zeros((len(values), slices.shape[0] + 1), np.int32)
+        pointers[:, 1:] = np.cumsum(row_counts, axis=1)
+        return cls(
+            slices.restack(padded(values, nnz, 0, slices.weights.dtype)),
+            slices.shape,
+            slices.restack(padded(columns, nnz, slices.shape[1], np.int32)),
+            slices.restack(pointers),
+            int(row_counts.max(initial=0)),
+        )
+
+    @classmethod
+    def bytes_of(cls, kept: Bool[np.ndarray, "slices out_size in_size"], itemsize: int) -> int | None:
+        most = int(counts(kept).max(initial=0))
+        if max(most, *kept.shape[1:]) >= 2**31:
+            return None
+        return len(kept) * (most * (itemsize + 4) + (kept.shape[1] + 1) * 4)
+
+    @property
+    def bcsr(self) -> sparse.BCSR:
+        """As a `jax.experimental.sparse.BCSR`; a stack's axes are its batch axes."""
+        parts = (self.values, self.columns, self.row_pointers)
+        shape = (*self.stack, *self.shape)
+        return sparse.BCSR(parts, shape=shape, indices_sorted=True, unique_indices=True)
+
+    def rows(self, start: Int32[Array, ""], count: int) -> Inexact[Array, "count in_size"]:
+        return csr_rows(self.values, self.columns, self.row_pointers, start, count, self.shape, self.widest)
+
+    def product(self, x: Array) -> Inexact[Array, "*batch out_size"]:
+        return spmm(self.values, self.columns, self.row_pointers, x, self.shape)
+
+
+def csr_rows(
+    values: Array, columns: Array, pointers: Array, start: Array, count: int, shape: tuple[int, int], widest: int
+) -> Inexact[Array, "count in_size"]:
+    """Rows `start` to `start + count` of a CSR matrix: only a window of its entries is read."""
+    nnz = values.shape[0]
+    dense = jnp.zeros((count, shape[1]), values.dtype)
+    if count == shape[0]:
+        return dense.at[row_indices(pointers, nnz), columns].set(values, mode="drop")
+    window = min(nnz, count * widest)
+    ends = jax.lax.dynamic_slice_in_dim(pointers, start, count + 1)
+    first = jnp.clip(ends[0], 0, nnz - window)
+    entry = first + jnp.arange(window, dtype=jnp.int32)
+    row = jnp.searchsorted(ends, entry, side="right").astype(jnp.int32) - 1
+    row = jnp.where(row < 0, count, row)  # of rows before `start`: dropped, as those after are
+    part = lambda array: jax.lax.dynamic_slice_in_dim(array, first, window)
+    return dense.at[row, part(columns)].set(part(values), mode="drop")
+
+
+def pointers_of(rows: Int32[Array, " nnz"], out_size: int) -> Int32[Array, " ends"]:
+    """Where each row begins, from the sorted rows of the entries; rows past the last are padding."""
+    return jnp.searchsorted(rows, jnp.arange(out_size + 1, dtype=jnp.int32)).astype(jnp.int32)

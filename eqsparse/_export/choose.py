@@ -1,0 +1,93 @@
+"""Which layout a weight gets."""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+
+from ._layout import AbstractLayout, DenseLayout, LAYOUTS
+from ._layout.host import Slices
+from .latency import seconds_of
+
+# Faster by less than this is no reason to leave dense.
+_MARGIN = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Smallest:
+    """The layout of the fewest bytes, by arithmetic."""
+
+    def __call__(self, slices: Slices, layer: Any) -> AbstractLayout:
+        sizes = sizes_of(slices)
+        best = min(sizes, key=lambda name: sizes[name])
+        return LAYOUTS[best].encode(slices) if sizes[best] < sizes["dense"] else dense(slices, "none is smaller")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fastest:
+    """The layout of the fastest product with a batch, by measurement, of those smaller than dense.
+
+    Where the layer does no product with all of its weight, dense is the fastest: a convolution (see `convolve`), the
+    look-up of an embedding, a module that takes its weights as arrays.
+    """
+
+    batch: int
+
+    def __call__(self, slices: Slices, layer: Any) -> AbstractLayout:
+        if type(layer) not in _MULTIPLYING or 0 in slices.kept.shape:
+            return dense(slices, "fastest")
+        sizes = sizes_of(slices)
+        names = [name for name in _CANDIDATES if sizes.get(name, sizes["dense"]) < sizes["dense"]]
+        one = slices._replace(stack=(), weights=slices.weights[:1], kept=slices.kept[:1])
+        seconds = seconds_of({name: LAYOUTS[name].encode(one) for name in [*names, "dense"]}, self.batch)
+        best = min(seconds, key=lambda name: seconds[name])
+        if best == "dense" or seconds[best] > _MARGIN * seconds["dense"]:
+            return dense(slices, "fastest")
+        return LAYOUTS[best].encode(slices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Always:
+    """One layout, where it can hold the mask and is smaller than dense."""
+
+    layout: type[AbstractLayout]
+
+    def __call__(self, slices: Slices, layer: Any) -> AbstractLayout:
+        itemsize = slices.weights.dtype.itemsize
+        size = self.layout.bytes_of(slices.kept, itemsize)
+        if self.layout is DenseLayout:
+            return dense(slices, "asked for")
+        if size is None:
+            return dense(slices, f"{self.layout.name} does not fit")
+        if size >= slices.weights.nbytes:
+            return dense(slices, f"{self.layout.name} is larger")
+        return self.layout.encode(slices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Exactly:
+    """One layout, come what may: what a user says of a path."""
+
+    layout: type[AbstractLayout]
+
+    def __call__(self, slices: Slices, layer: Any) -> AbstractLayout:
+        if self.layout is DenseLayout:
+            return dense(slices, "asked for")
+        lead = (*slices.stack, *slices.shape)
+        return self.layout.from_dense(slices.weights.reshape(lead), slices.kept.reshape(lead))
+
+
+def sizes_of(slices: Slices) -> dict[str, int]:
+    """Bytes of the weight in each layout that can hold its mask."""
+    itemsize = slices.weights.dtype.itemsize
+    sizes = {name: layout.bytes_of(slices.kept, itemsize) for name, layout in LAYOUTS.items()}
+    return {name: size for name, size in sizes.items() if size is not None}
+
+
+def dense(slices: Slices, reason: str) -> DenseLayout:
+    """Dense, and why."""
+    return dataclasses.replace(DenseLayout.encode(slices), reason=reason)
+
+
+_CANDIDATES = ("fixed_fanin", "bcsr", "block")
+_MULTIPLYING = (eqx.nn.Linear, eqx.nn.GRUCell, eqx.nn.LSTMCell)

@@ -1,0 +1,102 @@
+"""How fast layouts are here: measured once for each shape, and remembered.
+
+What is timed is the product of the very layouts to choose from with a batch, compiled, taking turns. The figures stay
+in memory and in the user's cache folder, by device, JAX version, shapes and batch: the same model gets the same
+layouts again.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._layout import AbstractLayout
+
+_ROUNDS = 9
+_FEWEST_SECONDS = 2e-3  # a round repeats what takes less
+
+_known: dict[str, dict[str, float]] = {}
+
+
+def seconds_of(layouts: Mapping[str, AbstractLayout], batch: int) -> dict[str, float]:
+    """Seconds of `vmap(layout @ x)` for a batch, by name of the layout."""
+    key = _key(layouts, batch)
+    if key not in _known:
+        _known[key] = _read(key) or _measure(layouts, batch)
+        _write(key, _known[key])
+    return _known[key]
+
+
+def cache_folder() -> Path:
+    """Where figures are kept: `$XDG_CACHE_HOME/eqsparse`, or `~/.cache/eqsparse`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eqsparse"
+
+
+def _measure(layouts: Mapping[str, AbstractLayout], batch: int) -> dict[str, float]:
+    first = next(iter(layouts.values()))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((batch, first.shape[1])), first.dtype)
+    run = lambda layout, x: jax.vmap(lambda x: layout.operand() @ x)(x)
+    compiled = {name: jax.jit(run).lower(layout, x).compile() for name, layout in layouts.items()}
+    times: dict[str, list[float]] = {name: [] for name in layouts}
+    repeats = dict.fromkeys(layouts, 1)
+    for i in range(_ROUNDS + 2):
+        for name, layout in layouts.items():
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                jax.block_until_ready(compiled[name](layout, x))
+            each = (time.perf_counter() - start) / repeats[name]
+            if i == 1:  # the first call is slower
+                repeats[name] = max(1, int(_FEWEST_SECONDS / each))
+            elif i > 1:
+                times[name].append(each)
+    return {name: float(np.median(found)) for name, found in times.items()}
+
+
+def _key(layouts: Mapping[str, AbstractLayout], batch: int) -> str:
+    device = jax.devices()[0]
+    shapes = {name: [str(jax.tree.structure(x)), *map(_shown, jax.tree.leaves(x))] for name, x in layouts.items()}
+    what = [device.platform, device.device_kind, _processor(), jax.__version__, batch, shapes]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
+
+
+def _shown(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _processor() -> str:
+    """The CPU's model, where the system tells: JAX calls them all `cpu`."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return f"{os.cpu_count()} {next((line for line in lines if line.startswith('model name')), '')}"
+
+
+def _read(key: str) -> dict[str, float] | None:
+    """What was measured before; nothing where there is no file or it is no good."""
+    try:
+        found = json.loads((cache_folder() / f"latency-{key}.json").read_text(encoding="utf-8"))
+        return {str(name): float(value) for name, value in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
+
+
+def _write(key: str, seconds: dict[str, float]) -> None:
+    """A file of its own, renamed into its place; without a folder to write to, figures last as long as the process."""
+    try:
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder, prefix=".latency-")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(seconds, file)
+        os.replace(name, folder / f"latency-{key}.json")
+    except OSError:
+        return

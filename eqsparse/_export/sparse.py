@@ -1,0 +1,106 @@
+"""A layer that holds layouts in the place of its weights."""
+
+import dataclasses
+import math
+from typing import Any, final, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from .._layers import AbstractMasked
+from .._sites import replace_fields
+from ._layout import AbstractLayout
+from .conv import CONVOLUTIONS, convolve
+
+
+class Form(NamedTuple):
+    """How the weight of one layer is laid out as a matrix: rows are its first axis, `axis` comes last."""
+
+    core: tuple[int, ...]
+    axis: int
+
+    @property
+    def rows(self) -> int:
+        return self.core[0] if len(self.core) > 1 else 1
+
+    def to_matrix(self, weight: Any) -> Any:
+        """Of a weight or mask, axes of a stack first. NumPy's stay NumPy's."""
+        stack = weight.shape[: weight.ndim - len(self.core)]
+        last = np.moveaxis(weight, len(stack) + self.axis, -1) if len(self.core) > 1 else weight
+        return last.reshape(*stack, self.rows, math.prod(self.core) // max(self.rows, 1))
+
+    def to_weight(self, rows: Array) -> Array:
+        """Some rows of the matrix of a single layer, as that part of its weight."""
+        if len(self.core) < 2:
+            return rows.reshape(self.core)
+        last = [size for i, size in enumerate(self.core) if i not in (0, self.axis)]
+        return jnp.moveaxis(rows.reshape(rows.shape[0], *last, self.core[self.axis]), -1, self.axis)
+
+
+@final
+class SparseLayer(eqx.Module):
+    """A layer whose weights are layouts, for inference and fine-tuning. Made by `eqsparse.export`.
+
+    Called as the layer it holds. `eqx.nn.Linear`, `Embedding`, `GRUCell` and `LSTMCell` run on products and rows of
+    their layouts; convolutions rebuild a few output channels at a time; other modules (under `eqsparse.Masked`)
+    rebuild their weights when called.
+
+    Fields of the layer read through, a sparse weight as its layout (`sparse.weight.to_dense()`); its methods run on
+    `materialise()`.
+    """
+
+    layer: Any  # without its sparse weights
+    weights: dict[str, AbstractLayout]
+    forms: tuple[tuple[str, Form], ...] = eqx.field(static=True)
+
+    def __init__(self, masked: AbstractMasked, weights: dict[str, AbstractLayout]):
+        """**Arguments:**
+
+        - `masked`: The masked layer.
+        - `weights`: A layout of the matrix of each of its masked fields.
+        """
+        self.layer = replace_fields(masked.layer, dict.fromkeys(weights))
+        self.weights = weights
+        self.forms = tuple((name, form_of(masked, name)) for name in weights)
+
+    def form(self, name: str) -> Form:
+        return dict(self.forms)[name]
+
+    def materialise(self) -> Any:
+        """The plain layer, zeros written in."""
+        dense = {name: self.form(name).to_weight(layout.to_dense()) for name, layout in self.weights.items()}
+        return replace_fields(self.layer, dense)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the layer; takes what the layer takes."""
+        kind = type(self.layer)  # exactly: a subclass may do anything with its weight
+        if kind in _MULTIPLYING:
+            layouts = {name: layout.operand() for name, layout in self.weights.items()}
+            return replace_fields(self.layer, layouts)(*args, **kwargs)
+        if kind in CONVOLUTIONS and self.layer.groups == 1:
+            return convolve(self.layer, self.weights["weight"], self.form("weight").to_weight, *args, **kwargs)
+        return self.materialise()(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        # As `AbstractMasked` does.
+        if name in ("layer", "weights", "forms") or (name.startswith("__") and name.endswith("__")):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if name in self.weights:
+            return self.weights[name]
+        layer = self.layer
+        stored = isinstance(layer, eqx.Module) and any(f.name == name for f in dataclasses.fields(layer))
+        if not stored and not hasattr(type(layer), name):
+            raise AttributeError(f"{type(layer).__name__!r} object has no attribute {name!r}")
+        return getattr(layer if stored else self.materialise(), name)
+
+
+def form_of(masked: AbstractMasked, name: str) -> Form:
+    """The form of a masked field."""
+    weight = getattr(masked.layer, name)
+    return Form(weight.shape[weight.ndim - masked.core_rank(name) :], masked.contraction_axis(name))
+
+
+# Layers that do no more with a weight than `weight @ x` and `weight[i]`.
+_MULTIPLYING = (eqx.nn.Linear, eqx.nn.Embedding, eqx.nn.GRUCell, eqx.nn.LSTMCell)

@@ -1,0 +1,297 @@
+"""Exported layers and models: bytes, and time side by side with dense ones and JAX's own `BCOO @ x` under `vmap`.
+
+    python examples/benchmarks/export.py [--quick] [--rounds N] [--seconds S]
+
+Products first: each contestant is a layer that is called under `jax.vmap` and compiled, its arrays arguments; they take
+turns, and a figure is the median [quartiles]. `auto` by bytes and by latency are what `eqsparse.export` chooses. Then
+two models, pruned by magnitude to 90% and exported.
+"""
+
+import argparse
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from harness import interleave, machine, print_table, ratio, spread
+
+import eqsparse
+
+SHAPES = [(1024, 1024), (3072, 768), (4096, 4096)]
+SPARSITIES = [0.5, 0.8, 0.9, 0.95, 0.98]
+BATCHES = [1, 16, 128]
+LAYOUTS = {
+    "bitmask": eqsparse.BitmaskLayout,
+    "delta": eqsparse.DeltaLayout,
+    "fixed_fanin": eqsparse.FixedFanInLayout,
+    "bcsr": eqsparse.BCSRLayout,
+    "bcoo": eqsparse.BCOOLayout,
+}
+STRUCTURED = {"nm": eqsparse.NM(2, 4), "block": eqsparse.Block((16, 16))}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=11, help="turns each contestant takes")
+    parser.add_argument("--seconds", type=float, default=2.0, help="about the most that the turns of one row may take")
+    parser.add_argument("--quick", action="store_true", help="one shape, two sparsities and no models")
+    args = parser.parse_args()
+    print(machine(), "\n")
+    shapes, sparsities = (SHAPES[1:2], [0.9, 0.95]) if args.quick else (SHAPES, SPARSITIES)
+    print_bytes(shapes, sparsities)
+    for shape in shapes:
+        print_times(shape, sparsities, args)
+    print_structured(args)
+    if not args.quick:
+        print_models(args)
+
+
+# Products.
+
+
+def print_bytes(shapes, sparsities):
+    print("Bytes over the theoretical minimum (kept values and the entropy of the mask)\n")
+    rows = []
+    for dtype, itemsize in (("float32", 4), ("bfloat16", 2)):
+        for shape in shapes:
+            for sparsity in sparsities:
+                mask = np.random.default_rng(0).random((1, *shape)) >= sparsity
+                p = mask.mean()
+                least = mask.size * (p * itemsize - (p * np.log2(p) + (1 - p) * np.log2(1 - p)) / 8)
+                sizes = {name: layout.bytes_of(mask, itemsize) for name, layout in LAYOUTS.items()}
+                best = min(sizes, key=sizes.get)
+                cells = [f"{size / least:.2f}" for size in sizes.values()]
+                rows.append([dtype, shown(shape), f"{sparsity:.0%}", *cells, f"{sizes[best] / least:.2f} {best}"])
+    print_table(["", "shape", "sparsity", *LAYOUTS, "auto"], rows)
+
+
+def print_times(shape, sparsities, args):
+    print(f"\n{shown(shape)}, float32: milliseconds, and times as fast as dense\n")
+    rows = []
+    for sparsity in sparsities:
+        masked = random_layer(shape, sparsity)
+        rows += [[f"{sparsity:.0%}", str(batch), *times(masked, batch, LAYOUTS, args)] for batch in BATCHES]
+    print_table(["sparsity", "batch", "dense", "auto (latency)", "auto (bytes)", *LAYOUTS], rows)
+    print("\nDense, auto by latency, and what one writes without a library, at 90% and batch 128\n")
+    print_table(["dense", "auto (latency)", "vmap of BCOO @ x"], [against_naive(random_layer(shape, 0.9), args)])
+
+
+def print_structured(args):
+    print("\n3072×768, float32, masks of 2:4 and of 16×16 blocks\n")
+    rows = []
+    for name, structure in STRUCTURED.items():
+        for sparsity in (0.5, 0.8, 0.9) if name == "block" else (0.5,):
+            scores = jax.random.uniform(jax.random.key(0), (3072, 768))
+            mask = structure.mask(scores, sparsity)
+            masked = eqsparse.MaskedLinear(768, 3072, mask=mask, key=jax.random.key(0))
+            account = eqsparse.report(eqsparse.export([masked])).rows[0]
+            for batch in BATCHES:
+                cells = times(masked, batch, [name], args)
+                size = f"{account['bytes_exported'] / account['bytes_dense']:.3f} {account['layout']}"
+                rows.append([f"{name} {sparsity:.0%}", str(batch), size, *cells])
+    print_table(["mask", "batch", "bytes / dense", "dense", "auto (latency)", "auto (bytes)", "own layout"], rows)
+
+
+def times(masked, batch, names, args):
+    """One row of cells: dense, both kinds of auto, each layout."""
+    contestants = {
+        "dense": masked.materialise(),
+        "latency": eqsparse.export([masked], objective="latency", batch=batch)[0],
+        "bytes": eqsparse.export([masked])[0],
+        **{name: eqsparse.export([masked], {"*": name})[0] for name in names},
+    }
+    seconds = race(contestants, batch, args)
+    cells = [spread(seconds["dense"])]
+    for name in list(contestants)[1:]:
+        what = f" {contestants[name].weights['weight'].name}" if name in ("latency", "bytes") else ""
+        cells.append(f"{np.median(seconds[name]) * 1e3:.2f} {1 / ratio(seconds[name], seconds['dense']):.2f}×{what}")
+    return cells
+
+
+def against_naive(masked, args):
+    fastest = eqsparse.export([masked], objective="latency", batch=128)[0]
+    contestants = {"dense": masked.materialise(), "latency": fastest, "naive": Naive(eqsparse.to_bcoo(masked))}
+    seconds = race(contestants, 128, args)
+    gain = ratio(seconds["naive"], seconds["latency"])
+    return [
+        spread(seconds["dense"]),
+        spread(seconds["latency"]),
+        f"{spread(seconds['naive'])}, {gain:.0f}× slower",
+    ]
+
+
+def race(layers, batch, args):
+    """Seconds of each layer, all with the same results."""
+    x = jax.random.normal(jax.random.key(1), (batch, layers["dense"].in_features))
+    expected, runs = None, {}
+    for name, layer in layers.items():
+        runs[name], result = compiled(layer, x)
+        expected = result if expected is None else expected
+        np.testing.assert_allclose(result, expected, atol=1e-3, err_msg=name)
+    return timed(runs, args)
+
+
+def timed(runs, args):
+    """Rounds of turns, fewer where they would take long."""
+    once = sum(float(s[0]) for s in interleave(runs, 1, warmup=1).values())
+    return interleave(runs, max(3, min(args.rounds, int(args.seconds / once))))
+
+
+class Naive(eqx.Module):
+    """What one writes without a library."""
+
+    layer: eqsparse.BCOOLinear
+
+    def __call__(self, x):
+        return self.layer.weight @ x + self.layer.bias
+
+
+def compiled(model, x):
+    arrays, rest = eqx.partition(model, eqx.is_array)
+    run = jax.jit(lambda arrays, x: jax.vmap(eqx.combine(arrays, rest))(x)).lower(arrays, x).compile()
+    return lambda: run(arrays, x), run(arrays, x)
+
+
+def random_layer(shape, sparsity):
+    key = jax.random.key(0)
+    mask = jax.random.uniform(key, shape) >= sparsity
+    return eqsparse.MaskedLinear(shape[1], shape[0], mask=mask, key=key)
+
+
+def shown(shape):
+    return f"{shape[0]}×{shape[1]}"
+
+
+# Models.
+
+
+class Block(eqx.Module):
+    """A transformer's block."""
+
+    norms: list[eqx.nn.LayerNorm]
+    attention: eqx.nn.MultiheadAttention
+    up: eqx.nn.Linear
+    down: eqx.nn.Linear
+
+    def __init__(self, size, heads, key):
+        keys = jax.random.split(key, 3)
+        self.norms = [eqx.nn.LayerNorm(size), eqx.nn.LayerNorm(size)]
+        self.attention = eqx.nn.MultiheadAttention(heads, size, key=keys[0])
+        self.up = eqx.nn.Linear(size, 4 * size, key=keys[1])
+        self.down = eqx.nn.Linear(4 * size, size, key=keys[2])
+
+    def __call__(self, x):
+        y = jax.vmap(self.norms[0])(x)
+        x = x + self.attention(y, y, y)
+        y = jax.vmap(self.norms[1])(x)
+        return x + jax.vmap(self.down)(jax.nn.gelu(jax.vmap(self.up)(y)))
+
+
+class ViT(eqx.Module):
+    """A vision transformer for 8×8 images, each 2×2 pixels a token."""
+
+    embed: eqx.nn.Linear
+    place: jax.Array
+    blocks: list[Block]
+    head: eqx.nn.Linear
+
+    def __init__(self, key, size=384, depth=4, heads=6):
+        keys = jax.random.split(key, depth + 2)
+        self.embed = eqx.nn.Linear(4, size, key=keys[0])
+        self.place = 0.02 * jax.random.normal(keys[1], (16, size))
+        self.blocks = [Block(size, heads, key) for key in keys[2:]]
+        self.head = eqx.nn.Linear(size, 10, key=keys[1])
+
+    def __call__(self, image):
+        tokens = image.reshape(4, 2, 4, 2).transpose(0, 2, 1, 3).reshape(16, 4)
+        x = jax.vmap(self.embed)(tokens) + self.place
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean(0))
+
+
+class CNN(eqx.Module):
+    """A convolutional network for 8×8 images."""
+
+    convs: list[eqx.nn.Conv2d]
+    hidden: eqx.nn.Linear
+    head: eqx.nn.Linear
+
+    def __init__(self, key):
+        keys = jax.random.split(key, 5)
+        sizes = [1, 64, 128, 256]
+        self.convs = [eqx.nn.Conv2d(sizes[i], sizes[i + 1], 3, padding=1, key=keys[i]) for i in range(3)]
+        self.hidden = eqx.nn.Linear(256 * 16, 256, key=keys[3])
+        self.head = eqx.nn.Linear(256, 10, key=keys[4])
+
+    def __call__(self, image):
+        x = image[None]
+        for conv in self.convs:
+            x = jax.nn.relu(conv(x))
+        x = x.reshape(256, 4, 2, 4, 2).max((2, 4)).reshape(-1)
+        return self.head(jax.nn.relu(self.hidden(x)))
+
+
+def print_models(args):
+    print("\nModels on scikit-learn's digits, pruned to 90% by magnitude while they train, batch 128\n")
+    rows = []
+    for name, make, rate in (("ViT", ViT, 3e-4), ("CNN", CNN, 1e-3)):
+        masked, images, labels = trained(make(jax.random.key(0)), rate)
+        models = {
+            "dense": eqsparse.materialise(masked),
+            "auto (bytes)": eqsparse.export(masked),
+            "auto (latency)": eqsparse.export(masked, objective="latency", batch=128),
+        }
+        print(eqsparse.report(models["auto (bytes)"]), "\n")
+        runs = {kind: compiled(model, images[:128])[0] for kind, model in models.items()}
+        seconds = timed(runs, args)
+        for kind, model in models.items():
+            right = accuracy(model, images, labels)
+            peaks = [f"{peak_bytes(model, images[:size]) / 1e6:.2f}" for size in (1, 128)]
+            speed = f"{1 / ratio(seconds[kind], seconds['dense']):.2f}×"
+            bytes_ = f"{eqsparse.nbytes(model) / 1e6:.2f}"
+            rows.append([name, kind, bytes_, *peaks, spread(seconds[kind]), speed, f"{right:.1%}"])
+    print_table(["model", "", "MB", "peak MB, 1", "peak MB, 128", "batch of 128", "", "accuracy"], rows)
+
+
+def trained(model, rate, steps=300):
+    import optax
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    images = jnp.asarray(digits.images[order] / 16, jnp.float32)
+    labels = jnp.asarray(digits.target[order], jnp.int32)
+    test, train = slice(0, 360), slice(360, None)
+    schedule = eqsparse.Polynomial(steps // 4, steps // 2, 10)
+    pruner = eqsparse.MagnitudePruning(optax.adam(rate), distribution=0.9, schedule=schedule)
+    model, state = pruner.init(model)
+
+    def loss(model, x, y):
+        return optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(x), y).mean()
+
+    @eqx.filter_jit(donate="all-except-first")
+    def step(data, model, state):
+        return pruner.step(model, eqx.filter_grad(loss)(model, *data), state)
+
+    rng = np.random.default_rng(1)
+    for _ in range(steps):
+        picked = rng.integers(0, len(labels) - 360, 128)
+        model, state = step((images[train][picked], labels[train][picked]), model, state)
+    return model, images[test], labels[test]
+
+
+def accuracy(model, images, labels):
+    return float((eqx.filter_jit(jax.vmap(model))(images).argmax(1) == labels).mean())
+
+
+def peak_bytes(model, images):
+    """Arguments, scratch and output of the compiled forward."""
+    arrays, rest = eqx.partition(model, eqx.is_array)
+    run = jax.jit(lambda arrays, x: jax.vmap(eqx.combine(arrays, rest))(x))
+    used = run.lower(arrays, images).compile().memory_analysis()
+    return used.argument_size_in_bytes + used.temp_size_in_bytes + used.output_size_in_bytes
+
+
+if __name__ == "__main__":
+    main()
