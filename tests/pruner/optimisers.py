@@ -12,7 +12,8 @@ PARAMETERS = eqx.filter(eqsparse.sparsify(MODEL), eqx.is_inexact_array)
 BIASES = jax.tree.map(lambda x: x.ndim < 2, PARAMETERS)
 MATRICES = lambda params: jax.tree.map(lambda x: x.ndim == 2, params)
 LABELS = lambda params: jax.tree.map(lambda x: "matrices" if x.ndim == 2 else "rest", params)
-MUON = lambda params: jax.tree.map(lambda x: optax.contrib.MuonDimensionNumbers(), params)
+AS_MATRICES = lambda params: jax.tree.map(lambda x: optax.contrib.MuonDimensionNumbers(), params)
+MUON = {"weight_dimension_numbers": AS_MATRICES} if hasattr(optax.contrib, "MuonDimensionNumbers") else {}
 EVERY_OTHER = lambda step, **extra: step % 2 == 0
 
 OPTIMISERS = {
@@ -53,7 +54,7 @@ OPTIMISERS = {
     "contrib.adopt": lambda: optax.contrib.adopt(0.02),
     "contrib.cocob": lambda: optax.contrib.cocob(),
     "contrib.dadapt_adamw": lambda: optax.contrib.dadapt_adamw(),
-    "contrib.dog": lambda: optax.contrib.dog(init_step=("heuristic", 0.01)),
+    "contrib.dog": lambda: optax.contrib.dog(),
     "contrib.dowg": lambda: optax.contrib.dowg(init_estim_sq_dist=0.01),
     "contrib.madgrad": lambda: optax.contrib.madgrad(0.02),
     "contrib.mechanize": lambda: optax.contrib.mechanize(optax.adam(0.1), s_init=0.01),
@@ -150,9 +151,7 @@ CHAINS = {
         "centralize": lambda: optax.centralize(),
         "scale_by_factored_rms": lambda: optax.scale_by_factored_rms(min_dim_size_to_factor=4),
         "scale_by_sm3": lambda: optax.scale_by_sm3(),
-        "contrib.scale_by_muon": lambda: optax.masked(
-            optax.contrib.scale_by_muon(weight_dimension_numbers=MUON), MATRICES
-        ),
+        "contrib.scale_by_muon": lambda: optax.masked(optax.contrib.scale_by_muon(**MUON), MATRICES),
         "normalize_by_update_norm": lambda: optax.normalize_by_update_norm(),
         "contrib.normalize": lambda: optax.contrib.normalize(),
         "add_noise": lambda: optax.add_noise(0.1, 0.5, 0),

@@ -69,7 +69,15 @@ SHARED = {"adafactor, factored", "novograd", "sm3"}
 
 
 def grouped(parts):
-    return lambda: optax.chain(*[make() for name, make in parts.items() if there(name)])
+    return lambda: optax.chain(*[make() for name, make in parts.items() if there(name) and name not in broken()])
+
+
+@functools.cache
+def broken():
+    """Of Optax 0.2.5: it mixes up three arguments, and any negative gradient becomes NaN, whoever calls it."""
+    optim, name = optax.scale_by_distance_over_gradients(), "scale_by_distance_over_gradients"
+    updates, _ = optim.update(-jnp.ones(3), optim.init(jnp.ones(3)), jnp.ones(3))
+    return {name} if jnp.isnan(updates).any() else set()
 
 
 def found(name):
@@ -93,7 +101,7 @@ LISTED = [*OPTIMISERS, *WRAPPERS, *UNUSABLE, *(name for parts in CHAINS.values()
 
 
 def made(name):
-    if name not in CHAINS and not there(name):
+    if not any(map(there, CHAINS.get(name, [name]))):
         pytest.skip(f"not in Optax {optax.__version__}")
     with jax.numpy_dtype_promotion("standard"):
         optim = {**CASES, **UNUSABLE}[name]()
