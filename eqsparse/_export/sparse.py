@@ -5,14 +5,16 @@ import math
 from typing import Any, final, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .._kernels import not_before
 from .._layers import AbstractMasked
 from .._sites import replace_fields
 from ._layout import AbstractLayout
-from .conv import CONVOLUTIONS, convolve
+from .conv import is_product, multiply_channels
 
 
 class Form(NamedTuple):
@@ -35,8 +37,10 @@ class Form(NamedTuple):
         """Some rows of the matrix of a single layer, as that part of its weight."""
         if len(self.core) < 2:
             return rows.reshape(self.core)
-        last = [size for i, size in enumerate(self.core) if i not in (0, self.axis)]
-        return jnp.moveaxis(rows.reshape(rows.shape[0], *last, self.core[self.axis]), -1, self.axis)
+        middle = [size for i, size in enumerate(self.core) if i not in (0, self.axis)]
+        # Reshaped with the rows last, as the layouts by coordinates write them: XLA then makes no copy between.
+        columns_first = rows.T.reshape(*middle, self.core[self.axis], rows.shape[0])
+        return jnp.moveaxis(jnp.moveaxis(columns_first, -1, 0), -1, self.axis)
 
 
 @final
@@ -44,8 +48,8 @@ class SparseLayer(eqx.Module):
     """A layer whose weights are layouts, for inference and fine-tuning. Made by `eqsparse.export`.
 
     Called as the layer it holds. `eqx.nn.Linear`, `Embedding`, `GRUCell` and `LSTMCell` run on products and rows of
-    their layouts; convolutions rebuild a few output channels at a time; other modules (under `eqsparse.Masked`)
-    rebuild their weights when called.
+    their layouts; convolutions (but for those with kernels of one position, which are products)
+    and other modules (under `eqsparse.Masked`) rebuild their weights when called.
 
     Fields of the layer read through, a sparse weight as its layout (`sparse.weight.to_dense()`); its methods run on
     `materialise()`.
@@ -75,13 +79,16 @@ class SparseLayer(eqx.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer; takes what the layer takes."""
-        kind = type(self.layer)  # exactly: a subclass may do anything with its weight
-        if kind in _MULTIPLYING:
+        if type(self.layer) in _MULTIPLYING:  # exactly: a subclass may do anything with its weight
             layouts = {name: layout.operand() for name, layout in self.weights.items()}
             return replace_fields(self.layer, layouts)(*args, **kwargs)
-        if kind in CONVOLUTIONS and self.layer.groups == 1:
-            return convolve(self.layer, self.weights["weight"], self.form("weight").to_weight, *args, **kwargs)
-        return self.materialise()(*args, **kwargs)
+        if is_product(self.layer) and args and jnp.ndim(args[0]) == self.layer.num_spatial_dims + 1:
+            return multiply_channels(self.layer, self.weights["weight"], args[0])
+        if isinstance(self.layer, eqx.nn.Conv | eqx.nn.ConvTranspose):
+            # On CPU a dense model copies all kernels at the start, to have channels last: this is no more. And chains
+            # of convolutions can be fused, which they could not be if one had to end for the next kernel to be built.
+            return self.materialise()(*args, **kwargs)
+        return replace_fields(self, {"weights": _after(args, self.weights)}).materialise()(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         # As `AbstractMasked` does.
@@ -104,3 +111,12 @@ def form_of(masked: AbstractMasked, name: str) -> Form:
 
 # Layers that do no more with a weight than `weight @ x` and `weight[i]`.
 _MULTIPLYING = (eqx.nn.Linear, eqx.nn.Embedding, eqx.nn.GRUCell, eqx.nn.LSTMCell)
+
+
+def _after(inputs: Any, weights: dict[str, AbstractLayout]) -> dict[str, AbstractLayout]:
+    """The weights, but not before the first of the inputs is there: so the layers of a model take turns."""
+    first = next((x for x in jax.tree.leaves(inputs) if eqx.is_inexact_array(x)), None)
+    if first is None:
+        return weights
+    is_index = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.integer)
+    return jax.tree.map(lambda leaf: not_before(leaf, first) if is_index(leaf) else leaf, weights)

@@ -1,11 +1,11 @@
 """Products of sparse and dense, behind one interface."""
 
-from .batch import to_be_written as to_be_written
 from .bits import pack as pack, unpack as unpack
 from .blocks import block_product as block_product
 from .csr import row_indices as row_indices
 from .fan_in import fan_in_product as fan_in_product
 from .linear import SparseProduct as SparseProduct
+from .order import not_before as not_before
 from .plain import CUSTOM_CALLS as CUSTOM_CALLS, plain_operations as plain_operations
 from .spmm import spmm as spmm
 from .tiles import (

@@ -1,6 +1,6 @@
 """Exported layers and models: bytes, and time side by side with dense ones and JAX's own `BCOO @ x` under `vmap`.
 
-    python examples/benchmarks/export.py [--quick] [--rounds N] [--seconds S]
+    python examples/benchmarks/export.py [--quick] [--parts P ...] [--rounds N] [--seconds S]
 
 Products first: each contestant is a layer that is called under `jax.vmap` and compiled, its arrays arguments; they take
 turns, and a figure is the median [quartiles]. `auto` by bytes and by latency are what `eqsparse.export` chooses. Then
@@ -27,6 +27,7 @@ LAYOUTS = {
     "bcsr": eqsparse.BCSRLayout,
     "bcoo": eqsparse.BCOOLayout,
 }
+PARTS = ["bytes", "times", "structured", "models"]
 STRUCTURED = {"nm": eqsparse.NM(2, 4), "block": eqsparse.Block((16, 16))}
 
 
@@ -34,15 +35,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=11, help="turns each contestant takes")
     parser.add_argument("--seconds", type=float, default=2.0, help="about the most that the turns of one row may take")
-    parser.add_argument("--quick", action="store_true", help="one shape, two sparsities and no models")
+    parser.add_argument("--quick", action="store_true", help="one shape and two sparsities")
+    parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
     args = parser.parse_args()
     print(machine(), "\n")
     shapes, sparsities = (SHAPES[1:2], [0.9, 0.95]) if args.quick else (SHAPES, SPARSITIES)
-    print_bytes(shapes, sparsities)
-    for shape in shapes:
+    if "bytes" in args.parts:
+        print_bytes(shapes, sparsities)
+    for shape in shapes if "times" in args.parts else []:
         print_times(shape, sparsities, args)
-    print_structured(args)
-    if not args.quick:
+    if "structured" in args.parts:
+        print_structured(args)
+    if "models" in args.parts:
         print_models(args)
 
 

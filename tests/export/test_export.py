@@ -53,8 +53,7 @@ class Lstm(eqx.Module):
 
 @pytest.mark.parametrize("layout", ["auto", "fixed_fanin"])
 @pytest.mark.parametrize("case", CASES)
-def test_equals_the_masked_layer_in_a_batch(case, layout, monkeypatch):
-    monkeypatch.setattr("eqsparse._export.conv._SMALL", 100)  # so that convolutions go in parts
+def test_equals_the_masked_layer_in_a_batch(case, layout):
     layer, shapes = CASES[case]
     masked = pruned([layer()])
     exported = export(masked, {"*": layout})
@@ -125,8 +124,7 @@ def test_stack_under_scan_and_ensemble_under_vmap(kind):
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv", "embedding", "gru"])
-def test_gradient_of_the_kept_values_is_the_masked_layers(kind, monkeypatch):
-    monkeypatch.setattr("eqsparse._export.conv._SMALL", 100)
+def test_gradient_of_the_kept_values_is_the_masked_layers(kind):
     layer, call = {
         "linear": (eqx.nn.Linear(8, 6, key=KEY), lambda m, x: m(x[0, :8])),
         "conv": (eqx.nn.Conv1d(4, 8, 3, key=KEY), lambda m, x: m(x[:, :6])),

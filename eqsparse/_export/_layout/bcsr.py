@@ -72,9 +72,11 @@ def csr_rows(
 ) -> Inexact[Array, "count in_size"]:
     """Rows `start` to `start + count` of a CSR matrix: only a window of its entries is read."""
     nnz = values.shape[0]
-    dense = jnp.zeros((count, shape[1]), values.dtype)
+    # Transposed: so a convolution on CPU takes its weight, and a product the other factor, without another copy.
+    # The first row begins at 0: a zero that is not there before the matrix is (see `not_before`).
+    dense = jnp.broadcast_to(pointers[0].astype(values.dtype), (shape[1], count))
     if count == shape[0]:
-        return dense.at[row_indices(pointers, nnz), columns].set(values, mode="drop")
+        return dense.at[columns, row_indices(pointers, nnz)].set(values, mode="drop").T
     window = min(nnz, count * widest)
     ends = jax.lax.dynamic_slice_in_dim(pointers, start, count + 1)
     first = jnp.clip(ends[0], 0, nnz - window)
@@ -82,7 +84,7 @@ def csr_rows(
     row = jnp.searchsorted(ends, entry, side="right").astype(jnp.int32) - 1
     row = jnp.where(row < 0, count, row)  # of rows before `start`: dropped, as those after are
     part = lambda array: jax.lax.dynamic_slice_in_dim(array, first, window)
-    return dense.at[row, part(columns)].set(part(values), mode="drop")
+    return dense.at[part(columns), row].set(part(values), mode="drop").T
 
 
 def pointers_of(rows: Int32[Array, " nnz"], out_size: int) -> Int32[Array, " ends"]:
