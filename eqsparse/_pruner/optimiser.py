@@ -172,10 +172,10 @@ def renew_state(
         history = owner is not None and owner.site is not None and shape is not None and shape[1:] == owner.shape
         if owner is None or not (history or shape == owner.shape):
             return leaf
-        masks = (None, None) if owner.site is None else (before.get(owner.site), now.get(owner.site))
+        was, is_now = (None, None) if owner.site is None else (before.get(owner.site), now.get(owner.site))
         if history:
-            masks = tuple(None if mask is None else jnp.broadcast_to(mask, shape) for mask in masks)
-        return upkeep.renewed(leaf, lambda: fresh_at(place), *masks, due)
+            was, is_now = (None if mask is None else jnp.broadcast_to(mask, leaf.shape) for mask in (was, is_now))
+        return upkeep.renewed(leaf, lambda: fresh_at(place), was, is_now, due)
 
     names, leaves, treedef = _leaves(state)
     owned = zip(_owners(names, parameters), leaves, strict=True)
