@@ -199,7 +199,7 @@ class ViT(eqx.Module):
     blocks: list[Block]
     head: eqx.nn.Linear
 
-    def __init__(self, key, size=384, depth=4, heads=6):
+    def __init__(self, key, size=256, depth=3, heads=4):
         keys = jax.random.split(key, depth + 2)
         self.embed = eqx.nn.Linear(4, size, key=keys[0])
         self.place = 0.02 * jax.random.normal(keys[1], (16, size))
@@ -280,7 +280,7 @@ def trained(model, rate, steps=300):
 
     rng = np.random.default_rng(1)
     for _ in range(steps):
-        picked = rng.integers(0, len(labels) - 360, 128)
+        picked = rng.integers(0, len(labels) - 360, 64)
         model, state = step((images[train][picked], labels[train][picked]), model, state)
     return model, images[test], labels[test]
 

@@ -150,6 +150,7 @@ def test_patterns_are_found():
     assert layout.values.shape[1:] == (3, 8)  # in 20 columns: the last sticks out
 
 
+@pytest.mark.own_message
 def test_masks_that_do_not_fit_raise():
     rng = np.random.default_rng(0)
     mask = rng.random((OUT, IN)) < 0.3

@@ -2,7 +2,7 @@
 
 import abc
 import operator
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -35,7 +35,7 @@ class AbstractLayout(eqx.Module):
     @classmethod
     def from_dense(
         cls, weight: Inexact[Any, "*stack out_size in_size"], mask: Bool[Any, "*stack out_size in_size"]
-    ) -> Self:
+    ) -> Any:
         """**Arguments:**
 
         - `weight`: Floating-point array, axes of a stack first.
@@ -53,7 +53,7 @@ class AbstractLayout(eqx.Module):
 
     @classmethod
     @abc.abstractmethod
-    def encode(cls, slices: Slices) -> Self:
+    def encode(cls, slices: Slices) -> Any:
         """From a stack of matrices on the host, whose masks the layout can hold."""
 
     @classmethod
