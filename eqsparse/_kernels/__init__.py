@@ -1,6 +1,6 @@
 """Products of sparse and dense, behind one interface."""
 
-from .bits import pack as pack, unpack as unpack
+from .bits import pack as pack, unpack as unpack, unpack_on_host as unpack_on_host
 from .blocks import block_product as block_product
 from .csr import row_indices as row_indices
 from .fan_in import fan_in_product as fan_in_product

@@ -15,6 +15,12 @@ def pack(codes: Integer[np.ndarray, "*rows count"], width: int) -> UInt8[np.ndar
     return np.packbits(bits.reshape(*bits.shape[:-2], -1), axis=-1, bitorder="little")
 
 
+def unpack_on_host(packed: UInt8[np.ndarray, "*rows packed"], width: int, count: int) -> np.ndarray:
+    """`unpack`, in NumPy."""
+    bits = np.unpackbits(packed, axis=-1, bitorder="little").reshape(*packed.shape[:-1], -1, width)
+    return np.packbits(bits, axis=-1, bitorder="little")[..., :count, 0].astype(np.int32)
+
+
 def unpack(packed: UInt8[Array, "*rows packed"], width: int, count: int) -> Int32[Array, "*rows count"]:
     """The first `count` numbers that `pack` has packed."""
     groups = packed.reshape(*packed.shape[:-1], -1, width).astype(jnp.uint32)

@@ -4,13 +4,11 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import equinox as eqx
-import jax
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Bool, PyTree
 
-from .._export import AbstractLayout, BCOOLinear, SparseLayer
+from .._export import AbstractLayout, BCOOLinear, BCSRLayout, SparseLayer
 from .._model import nbytes
 from .._sites import join, path_of
 from .table import aligned, in_percent, in_units
@@ -104,8 +102,7 @@ def _row(path: str, layout: AbstractLayout | BCOOLinear, shape: tuple[int, ...])
 def _stored(layout: AbstractLayout | BCOOLinear) -> Bool[np.ndarray, "*stack out_size in_size"]:
     if isinstance(layout, AbstractLayout):
         return layout.mask()
-    ones = eqx.tree_at(lambda one: one.values, layout, np.ones(layout.values.shape, np.float32))
-    return np.asarray(jax.jit(lambda one: one.to_dense())(ones)) != 0
+    return BCSRLayout(layout.values, layout.shape, layout.columns, layout.row_pointers, widest=0).mask()
 
 
 def _stored_bytes(layout: AbstractLayout | BCOOLinear) -> int:

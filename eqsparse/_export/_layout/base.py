@@ -85,9 +85,16 @@ class AbstractLayout(eqx.Module):
         return jax.jit(dense)(self)
 
     def mask(self) -> Bool[np.ndarray, "*stack out_size in_size"]:
-        """Which weights are stored."""
-        ones = eqx.tree_at(lambda layout: layout.values, self, jnp.ones(self.values.shape, jnp.float32))
-        return np.asarray(ones.to_dense()) != 0
+        """Which weights are stored. On the host: for reports, where a compilation for each weight takes too long."""
+        lead = len(self.stack)
+        arrays = [np.asarray(leaf).reshape(-1, *leaf.shape[lead:]) for leaf in jax.tree.leaves(self)]
+        slices = zip(*arrays, strict=True)
+        kept = [self.kept(*parts) for parts in slices] or np.zeros((0, *self.shape), bool)
+        return np.reshape(kept, (*self.stack, *self.shape))
+
+    @abc.abstractmethod
+    def kept(self, values: np.ndarray, *indices: np.ndarray) -> Bool[np.ndarray, "out_size in_size"]:
+        """The mask of one matrix, from its arrays on the host."""
 
     @property
     def stack(self) -> tuple[int, ...]:

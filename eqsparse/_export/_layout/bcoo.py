@@ -64,5 +64,11 @@ class BCOOLayout(AbstractLayout):
     def rows(self, start: Int32[Array, ""], count: int) -> Inexact[Array, "count in_size"]:
         return self.decoded().rows(start, count)
 
+    def kept(self, values: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Bool[np.ndarray, "out_size in_size"]:
+        kept = np.zeros(self.shape, bool)
+        is_entry = rows < self.shape[0]
+        kept[rows[is_entry], columns[is_entry]] = True
+        return kept
+
     def product(self, x: Array) -> Inexact[Array, "*batch out_size"]:
         return self.decoded().product(x)

@@ -63,6 +63,13 @@ class BCSRLayout(AbstractLayout):
     def rows(self, start: Int32[Array, ""], count: int) -> Inexact[Array, "count in_size"]:
         return csr_rows(self.values, self.columns, self.row_pointers, start, count, self.shape, self.widest)
 
+    def kept(
+        self, values: np.ndarray, columns: np.ndarray, pointers: np.ndarray
+    ) -> Bool[np.ndarray, "out_size in_size"]:
+        kept = np.zeros(self.shape, bool)
+        kept[np.repeat(np.arange(self.shape[0]), np.diff(pointers)), columns[: pointers[-1]]] = True
+        return kept
+
     def product(self, x: Array) -> Inexact[Array, "*batch out_size"]:
         return spmm(self.values, self.columns, self.row_pointers, x, self.shape)
 

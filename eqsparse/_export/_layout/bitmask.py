@@ -43,5 +43,8 @@ class BitmaskLayout(AbstractLayout):
     def rows(self, start: Int32[Array, ""], count: int) -> Inexact[Array, "count in_size"]:
         return bitmask_rows(self.values, self.bits, bitmask_starts(self.bits), start, count, self.shape[1])
 
+    def kept(self, values: np.ndarray, bits: np.ndarray) -> Bool[np.ndarray, "out_size in_size"]:
+        return np.unpackbits(bits, axis=-1, count=self.shape[1]).view(bool)
+
     def product(self, x: Array) -> Inexact[Array, "*batch out_size"]:
         return bitmask_product(self.values, (self.bits,), x, self.shape)

@@ -77,6 +77,12 @@ class BlockLayout(AbstractLayout):
         lines = dense.swapaxes(1, 2).reshape(reached * height, across * width)
         return jax.lax.dynamic_slice_in_dim(lines, start - first * height, count)[:, : self.shape[1]]
 
+    def kept(self, values: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Bool[np.ndarray, "out_size in_size"]:
+        _, height, width = values.shape
+        chosen = np.zeros((-(-self.shape[0] // height) + 1, -(-self.shape[1] // width)), bool)  # padding is below
+        chosen[rows, columns] = True
+        return np.repeat(np.repeat(chosen, height, 0), width, 1)[: self.shape[0], : self.shape[1]]
+
     def product(self, x: Array) -> Inexact[Array, "*batch out_size"]:
         return block_product(self.values, (self.block_rows, self.block_columns), x, self.shape)
 

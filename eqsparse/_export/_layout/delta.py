@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, Int32, UInt8
 
-from ..._kernels import pack, unpack
+from ..._kernels import pack, unpack, unpack_on_host
 from .base import AbstractLayout
 from .bcsr import BCSRLayout, pointers_of
 from .host import padded, Slices
@@ -83,6 +83,13 @@ class DeltaLayout(AbstractLayout):
 
     def rows(self, start: Int32[Array, ""], count: int) -> Inexact[Array, "count in_size"]:
         return self.decoded().rows(start, count)
+
+    def kept(self, values: np.ndarray, codes: np.ndarray) -> Bool[np.ndarray, "out_size in_size"]:
+        codes = unpack_on_host(codes, self.width, len(values))
+        is_entry = codes != 2**self.width - 1
+        kept = np.zeros(self.shape, bool)
+        kept.ravel()[(np.cumsum(codes + is_entry, dtype=np.int64) - 1)[is_entry]] = True
+        return kept
 
     def product(self, x: Array) -> Inexact[Array, "*batch out_size"]:
         return self.decoded().product(x)

@@ -40,5 +40,5 @@ class DenseLayout(AbstractLayout):
     def operand(self) -> Any:
         return self.values
 
-    def mask(self) -> Bool[np.ndarray, "*stack out_size in_size"]:
-        return np.asarray(self.values) != 0
+    def kept(self, values: np.ndarray) -> Bool[np.ndarray, "out_size in_size"]:
+        return values != 0

@@ -50,6 +50,11 @@ class FixedFanInLayout(AbstractLayout):
         dense = jnp.zeros((count, self.shape[1]), self.values.dtype)
         return dense.at[row, part(self.columns).astype(jnp.int32)].set(part(self.values), mode="drop")
 
+    def kept(self, values: np.ndarray, columns: np.ndarray) -> Bool[np.ndarray, "out_size in_size"]:
+        kept = np.zeros((self.shape[0], self.shape[1] + 1), bool)  # padding goes one past the end
+        np.put_along_axis(kept, columns.T.astype(np.int64), True, axis=1)
+        return kept[:, : self.shape[1]]
+
     def product(self, x: Array) -> Inexact[Array, "*batch out_size"]:
         return fan_in_product(self.values, (self.columns,), x, self.shape)
 

@@ -6,7 +6,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, Int32, UInt8
 
-from ..._kernels import nm_product, nm_rows, pack, width
+from ..._kernels import nm_product, nm_rows, pack, unpack_on_host, width
 from .base import AbstractLayout
 from .host import Slices
 
@@ -51,6 +51,12 @@ class NMLayout(AbstractLayout):
 
     def rows(self, start: Int32[Array, ""], count: int) -> Inexact[Array, "count in_size"]:
         return nm_rows(self.values, self.places, start, count, self.n, self.m, self.shape[1])
+
+    def kept(self, values: np.ndarray, places: np.ndarray) -> Bool[np.ndarray, "out_size in_size"]:
+        codes = unpack_on_host(places, width(self.m), values.shape[1])
+        kept = np.zeros((self.shape[0], self.shape[1] // self.m, self.m), bool)
+        np.put_along_axis(kept, codes.reshape(*kept.shape[:2], self.n), True, axis=2)
+        return kept.reshape(self.shape)
 
     def product(self, x: Array) -> Inexact[Array, "*batch out_size"]:
         return nm_product(self.values, (self.places,), x, self.shape, n=self.n, m=self.m)
