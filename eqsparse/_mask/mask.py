@@ -74,13 +74,14 @@ class Mask:
         return Mask(dense, packed=self.packed)
 
 
-def _unflatten(last, children):
+def _unflatten(last: int | None, children: tuple) -> Mask:
     mask = object.__new__(Mask)
     object.__setattr__(mask, "bits", children[0])
     object.__setattr__(mask, "last", last)
     return mask
 
 
+# Not an `eqx.Module`: these are flattened in Python, field by field, several times a step (0.3 ms for three layers).
 jax.tree_util.register_pytree_with_keys(
     Mask, lambda m: (((jax.tree_util.GetAttrKey("bits"), m.bits),), m.last), _unflatten, lambda m: ((m.bits,), m.last)
 )
