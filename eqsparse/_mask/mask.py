@@ -1,6 +1,8 @@
 """Which weights are kept: one byte a weight, or one bit."""
 
 import dataclasses
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,9 +76,10 @@ class Mask:
         return Mask(dense, packed=self.packed)
 
 
-def _unflatten(last: int | None, children: tuple) -> Mask:
+def _unflatten(last: int | None, children: Iterable[Any]) -> Mask:
+    (bits,) = children
     mask = object.__new__(Mask)
-    object.__setattr__(mask, "bits", children[0])
+    object.__setattr__(mask, "bits", bits)
     object.__setattr__(mask, "last", last)
     return mask
 
