@@ -13,7 +13,6 @@ import sharded_cases
 
 HERE = pathlib.Path(__file__).parent
 KINDS = ["Explicit", "Auto"]
-pytestmark = pytest.mark.xdist_group("sharded")  # one worker, so that one process serves them all
 
 
 @pytest.fixture(scope="module")
