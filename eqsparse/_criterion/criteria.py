@@ -1,12 +1,13 @@
 """Criteria that need nothing but weights, gradients and keys."""
 
+import math
 from typing import final
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Key, Real, UInt32
 
-from .._selection import in_float32
+from .._selection import in_float32, on_one_device
 from .base import AbstractCriterion
 
 
@@ -33,7 +34,26 @@ class Random(AbstractCriterion):
     needs = ("key",)
 
     def score(self, weight: Inexact[Array, "*shape"], *, key: Key[Array, ""]) -> UInt32[Array, "*shape"]:
-        return jax.random.bits(key, weight.shape, jnp.uint32)
+        return _lots(key, weight.shape)
+
+
+def _lots(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "*shape"]:
+    """Random bits. Of a large array each part has a key of its own: drawn at once they take four times as much scratch
+    memory as there are lots."""
+    draw = lambda shape: lambda key: jax.random.bits(key, shape, jnp.uint32)
+    lead = next((d for d in range(len(shape), 0, -1) if math.prod(shape[d:]) >= _PART), 0)
+    if lead == 0 or math.prod(shape) < _LARGE:
+        return draw(shape)(key)
+    keys, each = jax.random.split(key, shape[:lead]), draw(shape[lead:])
+    if on_one_device():
+        at_once = _LARGE // math.prod(shape[lead:])
+        return jax.lax.map(each, keys.reshape(-1), batch_size=max(1, at_once)).reshape(shape)
+    for _ in range(lead):  # a loop would gather what is sharded
+        each = jax.vmap(each)
+    return each(keys)
+
+
+_PART, _LARGE = 2**8, 2**16
 
 
 @final

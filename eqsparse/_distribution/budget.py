@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Shaped, UInt32
 from .._selection import (
     Contest,
     count,
+    count_true,
     Heat,
     in_float32,
     Pending,
@@ -134,7 +135,7 @@ class SharedBudget(AbstractBudget):
     def survive(
         self, scores: Mapping[str, Array], masks: Masks, sites: Sites, structures: Structures, drop: UInt32[Array, ""]
     ) -> Pending:
-        there = total(jnp.stack([jnp.sum(masks[path], dtype=jnp.uint32) for path in self.paths]))
+        there = total(jnp.stack([_counted(masks[path], masks[path].ndim).lo for path in self.paths]))
         heat = Heat(self._contests(scores, sites, structures, None), subtract(there, share(there, drop)))
         return Pending([heat], lambda winners: _spread(winners[0], sites, structures, self.paths))
 
@@ -187,7 +188,7 @@ def _spread(
 
 def _counted(mask: Bool[Array, "..."], core_rank: int) -> Wide:
     """How many weights each layer of a stack has."""
-    there = jnp.sum(mask, axis=tuple(range(mask.ndim - core_rank, mask.ndim)), dtype=jnp.uint32)
+    (there,) = count_true([mask], tuple(range(mask.ndim - core_rank, mask.ndim)))
     return Wide(jnp.zeros_like(there), there)
 
 

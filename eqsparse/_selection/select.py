@@ -18,7 +18,7 @@ from . import limbs as w
 from .keys import raised, sort_key
 from .limbs import Wide
 from .mapped import update_if
-from .passes import count_true, kept_lean, made_anew
+from .passes import count_true, folded, kept_lean, made_anew
 from .search import bisect, Bracket, Search
 
 
@@ -59,6 +59,20 @@ class Contest(NamedTuple):
     def tally(self, predicates: Sequence[Bool[Array, "..."]]) -> list[UInt32[Array, "..."]]:
         """Weights in the groups for which a predicate holds, for each contest."""
         return count_true(predicates, self.axes, self.sizes)
+
+    def tally_of_all(self) -> UInt32[Array, "..."]:
+        """Weights of each contest: a constant, laid out as the contests are."""
+        each = jnp.full_like(self.scores, 1, jnp.uint32) * jnp.asarray(self.sizes, jnp.uint32)
+        return jnp.sum(each, axis=self.axes, dtype=jnp.uint32)
+
+    def at_least(self, keys: UInt[Array, "..."], points: Sequence[Array]) -> list[UInt32[Array, "..."]]:
+        """Weights in the groups whose key reaches a point, for each contest."""
+        if isinstance(self.sizes, np.ndarray):
+            return self.tally([keys >= self.spread(p).astype(keys.dtype) for p in points])
+        keys = folded(keys, self.rank)
+        axes = tuple(range(len(points[0].shape), keys.ndim))
+        spread = lambda p: p.reshape(p.shape + (1,) * len(axes)).astype(keys.dtype)
+        return count_true([keys >= spread(p) for p in points], axes, self.sizes)
 
     def spread(self, threshold: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
         """One threshold for each contest, shaped to compare with the keys."""
@@ -111,7 +125,7 @@ def _in_one_precision(contests: Sequence[Contest]) -> Sequence[Contest]:
 def _select_all(heats: Sequence[Heat]) -> list[Bool[Array, "..."]]:
     if not heats:
         return []
-    brackets = bisect([_threshold(heat) for heat in heats])
+    brackets = _thresholds(heats)
     ties = [tie for heat, bracket in zip(heats, brackets, strict=True) for tie in _ties(heat, bracket)]
     found = bisect([_tie_search(tie) for tie in ties])
     return [_winners(tie, bracket) for tie, bracket in zip(ties, found, strict=True)]
@@ -152,26 +166,92 @@ def with_floor(
     return update_if(jnp.any(jnp.stack(short)), filled, winners)
 
 
-def _threshold(heat: Heat) -> Search:
-    """The search for the smallest kept key."""
-    contests, k = heat.contests, heat.k
-    counted = jnp.stack([c.tally([jnp.full_like(c.scores, True, bool)])[0] for c in contests])
-    key_dtype = jax.eval_shape(contests[0].keys).dtype
+def _thresholds(heats: Sequence[Heat]) -> list[Bracket]:
+    """A bracket around the smallest kept key of each heat.
+
+    Keys of many groups are searched byte by byte: one byte of each stands in memory and is read in a pass.
+    """
+    brackets = [_everything(heat) for heat in heats]
+    digits = [_digits(heat) for heat in heats]
+    for place in range(max(len(d) for d in digits)):
+        there = [i for i, d in enumerate(digits) if place < len(d)]
+        found = bisect([_digit_search(heats[i], brackets[i], digits[i][place]) for i in there])
+        for i, bracket in zip(there, found, strict=True):
+            brackets[i] = _narrowed(heats[i], brackets[i], digits[i][place], bracket)
+    return brackets
+
+
+def _everything(heat: Heat) -> Bracket:
+    """The bracket that holds all keys; where nothing is to be kept, one at the top that holds none."""
+    counted = jnp.stack([c.tally_of_all() for c in heat.contests])
+    key_dtype = _key_dtype(heat)
     zeros = jnp.zeros_like(counted[0], jnp.uint64 if key_dtype == jnp.uint64 else jnp.uint32)
     top = zeros + np.array(np.iinfo(key_dtype).max, zeros.dtype)
-    nothing = w.equal(k, w.wide(0)) & (zeros == 0)  # met at the top, by a bracket that holds no key
+    nothing = w.equal(heat.k, w.wide(0)) & (zeros == 0)
+    some = jnp.where(nothing, jnp.uint32(0), counted)
+    return Bracket(jnp.where(nothing, top, zeros), top, some, jnp.zeros_like(counted))
+
+
+class _Digit(NamedTuple):
+    """`width` bits of a key of `bits`, from the one of value `2**shift` on."""
+
+    shift: int
+    width: int
+    bits: int
+
+    def of(self, keys: UInt[Array, "..."], low: UInt[Array, "..."]) -> UInt[Array, "..."]:
+        """The digit where the digits before it are those of `low`, else 0."""
+        if self.width == self.bits:
+            return keys
+        here, above = (keys >> self.shift).astype(jnp.uint8), self.shift + self.width
+        if above == self.bits:
+            return here
+        return jnp.where(keys >> above == low.astype(keys.dtype) >> above, here, jnp.uint8(0))
+
+    def end(self, dtype) -> Shaped[Array, ""]:
+        """Above each digit of a key."""
+        return jnp.asarray(np.array(min(1 << self.width, np.iinfo(dtype).max), dtype))
+
+
+_MANY = 2**16  # groups
+
+
+def _digits(heat: Heat) -> list[_Digit]:
+    """From the highest to the lowest. The keys of few groups are searched as a whole: less to compile."""
+    bits = 8 * _key_dtype(heat).itemsize
+    width = 8 if max(c.scores.size for c in heat.contests) >= _MANY else bits
+    return [_Digit(shift, width, bits) for shift in range(bits - width, -1, -width)]
+
+
+def _key_dtype(heat: Heat) -> np.dtype:
+    return jax.eval_shape(heat.contests[0].keys).dtype
+
+
+def _digit_search(heat: Heat, bracket: Bracket, digit: _Digit) -> Search:
+    """The search for one digit of the smallest kept key, if the digits before it are those of `bracket.low`."""
+    # Else the whole keys would be kept from one digit to the next.
+    anew = [c._replace(scores=made_anew(bracket.low, c.scores)[1]) for c in heat.contests]
 
     def counts(points: Sequence[Array]) -> list[UInt32[Array, "..."]]:
         by_array = []
-        for c in contests:
+        for c, above in zip(anew, bracket.count_high, strict=True):
             first, scores = kept_lean(points[0], c.scores)
-            keys = c._replace(scores=scores).keys()
-            tried = [c.spread(p).astype(key_dtype) for p in (first, *points[1:])]
-            by_array.append(c.tally([keys >= p for p in tried]))
+            digits = digit.of(c._replace(scores=scores).keys(), c.spread(bracket.low))
+            found = c.at_least(digits, [first, *points[1:]])
+            by_array.append([above + n for n in found])
         return [jnp.stack(found) for found in zip(*by_array, strict=True)]
 
-    some = jnp.where(nothing, jnp.uint32(0), counted)
-    return Search(counts, k, Bracket(jnp.where(nothing, top, zeros), top, some, jnp.zeros_like(counted)))
+    low = jnp.zeros_like(bracket.low)
+    return Search(counts, heat.k, bracket._replace(low=low, high=low + digit.end(low.dtype)))
+
+
+def _narrowed(heat: Heat, bracket: Bracket, digit: _Digit, found: Bracket) -> Bracket:
+    """The bracket, by one digit more where it was not exact before."""
+    exact = w.equal(w.total(bracket.count_low), heat.k)
+    place = lambda d: bracket.low + (d << digit.shift)
+    low = jnp.where(exact, bracket.low, place(found.low))
+    high = jnp.where(exact | (found.high == digit.end(found.high.dtype)), bracket.high, place(found.high))
+    return found._replace(low=low, high=high)
 
 
 class _Tie(NamedTuple):
@@ -189,12 +269,12 @@ class _Tie(NamedTuple):
     alone: Bool[Array, "..."]
     at_least: bool
 
-    def first(self, left: UInt32[Array, "..."], start: UInt32[Array, ""]) -> Bool[Array, "..."]:
-        """Those of the tied groups that are not among the last `left` of the contest."""
+    def first(self, lefts: Sequence[UInt32[Array, "..."]], start: UInt32[Array, ""]) -> list[Bool[Array, "..."]]:
+        """Those of the tied groups that are not among the last of the contest, so many as `lefts` says in turn."""
         c, keys = self.contest, self.contest.keys()
         low, high = (c.spread(b).astype(keys.dtype) for b in (self.low, self.high))
-        bound = c.spread(jnp.uint32(c.groups) - left)
-        return (keys >= low) & (keys < high) & (_flat_index(keys, c.axes, start) < bound)
+        tied, place = (keys >= low) & (keys < high), _flat_index(keys, c.axes, start)
+        return [tied & (place < c.spread(jnp.uint32(c.groups) - left)) for left in lefts]
 
 
 def _ties(heat: Heat, bracket: Bracket) -> list[_Tie]:
@@ -216,7 +296,7 @@ def _tie_search(tie: _Tie) -> Search:
         p0, scores = kept_lean(points[0], tie.contest.scores)
         p0, start = made_anew(p0, jnp.uint32(0))
         there = tie._replace(contest=tie.contest._replace(scores=scores))
-        return [found[None] for found in tie.contest.tally([there.first(p, start) for p in (p0, *points[1:])])]
+        return [found[None] for found in tie.contest.tally(there.first([p0, *points[1:]], start))]
 
     zeros = jnp.zeros_like(tie.tied)
     all_of_them = zeros + jnp.uint32(tie.contest.groups)
@@ -231,9 +311,12 @@ def _winners(tie: _Tie, found: Bracket) -> Bool[Array, "..."]:
     over, under = found.count_low[0] - tie.need, tie.need - found.count_high[0]
     only = tie.alone & (found.count_high[0] == 0)  # the first group stays, however large
     left = found.low if tie.at_least else jnp.where((over <= under) | only, found.low, found.high)
+    left, scores = made_anew(left, tie.contest.scores)  # else what the search has made of them would be kept
+    tie = tie._replace(contest=tie.contest._replace(scores=scores))
     keys = tie.contest.keys()
     above = keys >= tie.contest.spread(tie.high).astype(keys.dtype)
-    return above | tie.first(left, jnp.uint32(0))
+    (first,) = tie.first([left], jnp.uint32(0))
+    return above | first
 
 
 def _shares(need: Wide, tied: UInt32[Array, "arrays ..."]) -> list[UInt32[Array, "..."]]:
