@@ -1,5 +1,11 @@
 """Sparse models for Equinox: masked layers, pruners, and export that really shrinks a model."""
 
+from ._calibration import (
+    calibrate as calibrate,
+    SiteStatistics as SiteStatistics,
+    Statistics as Statistics,
+    weighted as weighted,
+)
 from ._criterion import (
     AbstractCriterion as AbstractCriterion,
     Fisher as Fisher,
