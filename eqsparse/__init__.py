@@ -1,9 +1,20 @@
 """Sparse models for Equinox: masked layers, pruners, and export that really shrinks a model."""
 
 from ._calibration import (
+    AbstractInputCriterion as AbstractInputCriterion,
+    AbstractPostTraining as AbstractPostTraining,
     calibrate as calibrate,
+    InputMagnitude as InputMagnitude,
+    OWL as OWL,
+    prune_sequentially as prune_sequentially,
+    reconstruct as reconstruct,
+    RelativeImportance as RelativeImportance,
+    RemovalError as RemovalError,
+    RIA as RIA,
     SiteStatistics as SiteStatistics,
+    SparseGPT as SparseGPT,
     Statistics as Statistics,
+    Wanda as Wanda,
     weighted as weighted,
 )
 from ._criterion import (

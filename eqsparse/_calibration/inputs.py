@@ -34,6 +34,21 @@ class Form:
     def features(self) -> int:
         return math.prod(self.inputs)
 
+    def matrix_shape(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """That of the matrix for a weight of that shape; `None` if a weight can't have it."""
+        inputs = shape[-2:-1] if self.is_table else shape[-len(self.inputs) :]
+        if inputs != self.inputs or len(shape) < 1 + len(self.inputs):
+            return None
+        stack = shape[: len(shape) - 1 - len(self.inputs)]
+        outputs = shape[-1] if self.is_table else shape[len(stack)]
+        return None if outputs % self.groups else (*stack, self.groups, outputs // self.groups, self.features)
+
+    def outputs(self, shape: tuple[int, ...]) -> int:
+        """Those of a group, of a weight of that shape."""
+        found = self.matrix_shape(shape)
+        assert found is not None
+        return found[-2]
+
     def matrix(self, weight: Array) -> Array:
         """`(*stack, groups, outputs, features)`"""
         if self.is_table:
