@@ -78,7 +78,7 @@ def _fitted(
 
     def of_group(start: Array, dense: Array, mask: Array, gram: Array) -> Array:
         hessian, *_ = normalised(gram)
-        row = lambda xs: _row(*xs, hessian, damping)
+        row = lambda xs: _row(xs[0], xs[1], xs[2], hessian, damping)
         return jax.lax.map(row, (start, dense, mask))
 
     arrays = (turned(start), turned(dense), form.matrix(mask), gram_of(inputs))
@@ -95,10 +95,9 @@ def _row(
     """One output: the change of the kept weights, zero for the others."""
     missing = jnp.where(mask, jnp.matmul(hessian, dense - start, precision=_EXACT), 0)
     both = mask[:, None] & mask[None, :]
-    eye = jnp.eye(len(mask), dtype=hessian.dtype)
 
     def change(damping: Float32[Array, ""]) -> Float32[Array, " features"]:
-        system = jnp.where(both, hessian, 0) + jnp.where(mask, damping, 1) * eye
+        system = jnp.where(both, hessian, 0) + jnp.diag(jnp.where(mask, damping, 1))
         return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(system), missing)
 
     return start + with_enough_damping(change, damping, jnp.full_like(start, jnp.nan))

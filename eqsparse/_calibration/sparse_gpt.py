@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float32, Inexact, PyTree, UInt32
 
 from .._check import integer, number
 from .._criterion import AbstractCriterion
-from .._distribution import AbstractBudget, AbstractDistribution, geometry_of
+from .._distribution import AbstractBudget, AbstractDistribution, geometry_of, SiteBudget
 from .._pruner.plan import Plan
 from .._structure import AbstractStructure, Geometry, Unstructured
 from .criteria import RemovalError, statistics_at
@@ -32,8 +32,8 @@ class SparseGPT(AbstractPostTraining):
     In blocks of inputs those weights go whose removal costs least, as things stand when it is the block's turn: in each
     block the same share, of all rows together (`Unstructured()`) or of each (`Unstructured("row")`), or in each run of
     `NM(n, m)`. With other structures, and distributions by which sites share a budget, all masks are chosen before, by
-    `RemovalError`. Counts are exact. Statistics must hold `"gram"`. Tokens of an embedding can't make up for each other:
-    none of its weights changes but to zero.
+    `RemovalError`. Counts are exact. Statistics must hold `"gram"`. Tokens of an embedding can't make up for each
+    other: none of its weights changes but to zero.
 
     Inputs that were always 0 go first. With fewer rows than inputs the Gram matrix is singular: the damping sees to it
     that there is one answer. In float32 whatever the weights' dtype.
@@ -77,18 +77,20 @@ class SparseGPT(AbstractPostTraining):
         weights = {}
         for path, site in made.sites.items():
             if not inputs[path].form.is_table:
-                mask = masks.get(path, dense_mask(site))
-                weights[path], masks[path] = _solved(
-                    site.weight, mask, inputs[path], steps.get(path), self.block_size, self.damping
-                )
+                there = dense_mask(site)
+                weight, mask, way = jnp.where(there, site.weight, 0), masks.get(path, there), steps.get(path)
+                found = _solved(weight, mask, inputs[path], way, self.block_size, self.damping)
+                weights[path], masks[path] = found
         return weights, masks
 
     def _steps(self, budget: AbstractBudget, made: Plan, inputs: Mapping[str, SiteStatistics]) -> "_Way | None":
         """How a site is gone through that has a budget to itself; `None` if its mask has to be known before."""
-        path, *others = budget.paths
-        site, form = made.sites[path], inputs[path].form
+        if not isinstance(budget, SiteBudget):
+            return None
+        (path,) = budget.paths
+        site = made.sites[path]
         way = _Way(made.structures[path], geometry_of(site), budget.density, self.block_size)
-        return None if others or way.steps(form, site.weight.shape) is None else way
+        return way if way.steps(inputs[path].form, site.weight.shape) is not None else None
 
 
 class _Way(eqx.Module):
@@ -138,8 +140,9 @@ def _of_slice(
     of_inputs = factor(gram[:, order][:, :, order], damping)
     lower = jax.vmap(lambda one: jnp.eye(features + missing).at[:features, :features].set(one))(of_inputs.lower)
     # What an input that is always 0 is multiplied by costs nothing; it stays as it is if nothing else is left to go.
-    seen = gone_through(matrix) * jnp.pad(~of_inputs.dead, [(0, 0), (0, missing)])[..., None]
-    left, _, stay = eliminate(jnp.where(gone_through(mask), seen, 0), lower, gone_through(mask), steps.levels)
+    seen = ~jnp.pad(of_inputs.dead, [(0, 0), (0, missing)])[..., None]
+    may = gone_through(mask)
+    left, _, stay = eliminate(jnp.where(seen, gone_through(matrix), 0), lower, may, steps.levels)
     back = lambda x: jnp.swapaxes(x[:, :features], 1, 2)[..., np.argsort(order)]
     left, stay = back(left), back(stay)
     dead = of_inputs.dead[:, None, np.argsort(order)]

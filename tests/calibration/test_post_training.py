@@ -34,6 +34,12 @@ def pruned(pruner, statistics, model=LAYER):
     return np.asarray(model.weight), np.asarray(model.masks["weight"].dense())
 
 
+def error_of(call):
+    with pytest.raises(ValueError) as caught:
+        call()
+    return str(caught.value)
+
+
 def test_wanda_keeps_the_best_of_each_row(known):
     scores = np.abs(W) * np.sqrt((np.asarray(X, np.float64) ** 2).sum(0))
     kept = round(7 * 20 * 0.35)
@@ -248,7 +254,7 @@ def test_group_by_group_on_what_the_groups_before_have_left(pruner):
         np.testing.assert_allclose(model.layers[i].weight, other.layers[i].weight, atol=1e-5)
     kept = sum(int(m.sum()) for m in eqsparse.get_masks(model).values())
     assert abs(kept - 328) <= 1
-    message = lambda *args: str(pytest.raises(ValueError, eqsparse.prune_sequentially, *args).value)
+    message = lambda *args: error_of(lambda: eqsparse.prune_sequentially(*args))
     assert "Got `layers.1.weight` in 0." in message(prune, MLP, [X], ["layers.0.*", "layers.2.*"])
     assert "must be a list" in message(prune, MLP, iter([X]), groups)
     shared = pruner(distribution=eqsparse.Global(0.5), structure=eqsparse.Unstructured())
@@ -266,7 +272,7 @@ def test_the_model_trains_on_with_its_masks(known):
 
 
 def test_errors_of_statistics_that_do_not_fit(known):
-    message = lambda call: str(pytest.raises(ValueError, call).value)
+    message = error_of
     wanda = eqsparse.Wanda(distribution=0.5)
     found = message(lambda: wanda.prune(MLP, statistics=eqsparse.calibrate(MLP, [X], where="layers.0.*")))
     assert "`statistics` must have what flows into `layers.1.weight`: calibrate it" in found
