@@ -134,7 +134,12 @@ from ._pruner import (
     Untouched as Untouched,
     ZeroWhereDropped as ZeroWhereDropped,
 )
-from ._report import Report as Report, report as report
+from ._report import (
+    Report as Report,
+    report as report,
+    Sensitivity as Sensitivity,
+    sensitivity as sensitivity,
+)
 from ._schedule import (
     AbstractSchedule as AbstractSchedule,
     Alternating as Alternating,

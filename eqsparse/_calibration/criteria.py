@@ -3,6 +3,7 @@
 import abc
 from typing import Any, final
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float32, Inexact, Shaped
 
@@ -120,7 +121,7 @@ class RelativeImportance(AbstractInputCriterion):
         https://openreview.net/forum?id=Tr0lPx9woF), equation (4)
     """
 
-    power: float
+    power: float = eqx.field(static=True)
 
     def __init__(self, power: ArrayLike = 0.5):
         """**Arguments:**

@@ -136,7 +136,7 @@ class RIA(AbstractPostTraining):
         https://openreview.net/forum?id=Tr0lPx9woF), section 3.1
     """
 
-    power: float
+    power: float = eqx.field(static=True)
     criterion: AbstractCriterion
 
     def __init__(
