@@ -87,7 +87,7 @@ def test_trained_model():
     names = run(ROOT / "docs" / "trained-model.md")
     error, x = names["error"], names["inputs"]
     kept = lambda model: [int(mask.sum()) for mask in eqsparse.get_masks(model).values()]
-    assert kept(names["pruned"]) == kept(names["wanda"]) == [round(0.3 * n) for n in (8192, 65536, 2048)]
+    assert kept(names["pruned"]) == kept(names["wanda"]) == [round(0.3 * n) for n in (32 * 128, 128 * 128, 8 * 128)]
     assert error(names["better"]) < error(names["wanda"]) < error(names["by_magnitude"])
     np.testing.assert_allclose(names["found"]["weight"].count, names["keep"].sum())
     saved = jax.vmap(names["sparse_model"])(x)

@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from .._check import unit
-from .._distribution import PerPath, Uniform
+from .._criterion import Magnitude
+from .._distribution import AbstractDistribution, PerPath, Uniform
 from .._model import is_sparsified, sparsify
-from .._pruner import AbstractPruner, MagnitudePruning
+from .._pruner import AbstractPruner, GradualPruning
 from .._sites import pick, read, Where
 from .plot import heat_map
 from .table import aligned, in_percent
@@ -85,10 +86,8 @@ class Sensitivity:
         sizes = dict(zip(self.paths, self.sizes, strict=True))
         removed = 0.0
         while removed < wanted * (1 - 1e-9):
-            steps = [
-                (*self._step(levels[path], now[path], sizes[path]), path) for path in self.paths if now[path] < largest
-            ]
-            _, level, path = min(steps)
+            left = [path for path in self.paths if now[path] < largest]
+            _, level, path = min((*self._step(levels[path], now[path], sizes[path]), path) for path in left)
             level = min(level, now[path] + (wanted - removed) / sizes[path])
             removed += (level - now[path]) * sizes[path]
             now[path] = level
@@ -114,7 +113,7 @@ def sensitivity(
     sparsities: Sequence[float] = (0.5, 0.6, 0.7, 0.8, 0.9),
     *,
     where: Where = None,
-    prune: Callable[[float], AbstractPruner] = lambda distribution: MagnitudePruning(distribution=distribution),
+    prune: Callable[[AbstractDistribution], AbstractPruner] | None = None,
     batch_size: int = 1,
 ) -> Sensitivity:
     """The loss when each weight alone is pruned to each of some sparsities.
@@ -130,7 +129,7 @@ def sensitivity(
     - `loss`: `(model) -> scalar`, of data of its own.
     - `sparsities`: In `[0, 1]`.
     - `where`: Which weights, as in `eqsparse.sparsify`. All by default.
-    - `prune`: A distribution → the pruner that masks the weight, which must do without gradients.
+    - `prune`: A distribution → the pruner that masks the weight: by magnitude by default. It must do without gradients.
     - `batch_size`: How many sparsities are tried side by side: as many models are held at once.
 
     **Returns:** [`eqsparse.Sensitivity`][].
@@ -145,14 +144,20 @@ def sensitivity(
     picked = pick(where, {path: site.weight for path, site in sites.items()}, "sensitivity(where=...)")
     paths = tuple(path for path in sites if path in picked)
 
+    by = _by_magnitude if prune is None else prune
+
     @eqx.filter_jit
     def of_path(model: PyTree, path: str, levels: Array) -> Array:
         def of_level(level: Array) -> Array:
             everywhere = {other: None for other in sites if other != path}
-            return loss(prune(Uniform(level, everywhere)).prune(model)).astype(jnp.float32)
+            return loss(by(Uniform(level, everywhere)).prune(model)).astype(jnp.float32)
 
         return jax.lax.map(of_level, levels, batch_size=batch_size)
 
     dense = float(eqx.filter_jit(loss)(model))
     losses = np.stack([np.asarray(of_path(model, path, jnp.asarray(levels))) for path in paths])
     return Sensitivity(paths, tuple(sites[p].weight.size for p in paths), tuple(levels), dense, losses)
+
+
+def _by_magnitude(distribution: AbstractDistribution) -> AbstractPruner:
+    return GradualPruning(criterion=Magnitude(), distribution=distribution)

@@ -27,7 +27,7 @@ def found(**settings):
 def test_each_loss_is_that_of_one_weight_pruned_alone(batch_size):
     table = found(batch_size=batch_size)
     assert table.paths == ("layers.0.weight", "layers.1.weight") and table.sparsities == (0.5, 0.75)
-    assert table.sizes == (48, 24) and table.dense == 0
+    assert table.sizes == (48, 24) and table.dense < 1e-10
     for i, path in enumerate(table.paths):
         for j, level in enumerate(table.sparsities):
             alone = eqsparse.MagnitudePruning(distribution=eqsparse.PerPath({path: level})).prune(MODEL)
