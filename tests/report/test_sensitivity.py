@@ -61,7 +61,10 @@ def test_the_budget_goes_where_it_hurts_least():
 
 
 def test_a_heat_map(tmp_path):
-    assert isinstance(found(batch_size=2).plot(tmp_path / "map.png"), Figure) and (tmp_path / "map.png").stat().st_size > 1000
+    assert (
+        isinstance(found(batch_size=2).plot(tmp_path / "map.png"), Figure)
+        and (tmp_path / "map.png").stat().st_size > 1000
+    )
     axes = Figure().add_subplot()
     assert found(batch_size=2).plot(axes) is axes.figure
     with pytest.raises(ValueError, match="must be a path"):
