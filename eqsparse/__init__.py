@@ -1,5 +1,22 @@
 """Sparse models for Equinox: masked layers, pruners, and export that really shrinks a model."""
 
+from ._calibration import (
+    AbstractInputCriterion as AbstractInputCriterion,
+    AbstractPostTraining as AbstractPostTraining,
+    calibrate as calibrate,
+    InputMagnitude as InputMagnitude,
+    OWL as OWL,
+    prune_sequentially as prune_sequentially,
+    reconstruct as reconstruct,
+    RelativeImportance as RelativeImportance,
+    RemovalError as RemovalError,
+    RIA as RIA,
+    SiteStatistics as SiteStatistics,
+    SparseGPT as SparseGPT,
+    Statistics as Statistics,
+    Wanda as Wanda,
+    weighted as weighted,
+)
 from ._criterion import (
     AbstractCriterion as AbstractCriterion,
     Fisher as Fisher,
@@ -117,7 +134,12 @@ from ._pruner import (
     Untouched as Untouched,
     ZeroWhereDropped as ZeroWhereDropped,
 )
-from ._report import Report as Report, report as report
+from ._report import (
+    Report as Report,
+    report as report,
+    Sensitivity as Sensitivity,
+    sensitivity as sensitivity,
+)
 from ._schedule import (
     AbstractSchedule as AbstractSchedule,
     Alternating as Alternating,

@@ -83,6 +83,19 @@ def test_deploy():
     np.testing.assert_allclose(names["logits"], jax.vmap(names["sparse_model"])(jnp.ones((5, 64))), atol=1e-5)
 
 
+def test_trained_model():
+    names = run(ROOT / "docs" / "trained-model.md")
+    error, x = names["error"], names["inputs"]
+    kept = lambda model: [int(mask.sum()) for mask in eqsparse.get_masks(model).values()]
+    assert kept(names["pruned"]) == kept(names["wanda"]) == [round(0.3 * n) for n in (32 * 128, 128 * 128, 8 * 128)]
+    assert error(names["better"]) < error(names["wanda"]) < error(names["by_magnitude"])
+    np.testing.assert_allclose(names["found"]["weight"].count, names["keep"].sum())
+    saved = jax.vmap(names["sparse_model"])(x)
+    assert saved.shape == (512, 8) and error(names["sparse_model"]) < error(names["wanda"])
+    small, dense = (names["folder"] / "small.eqs").stat().st_size, eqsparse.nbytes(names["model"])
+    assert small < 0.45 * dense
+
+
 def test_algorithms_page_names_all():
     text = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
     general = {"GradualPruning", "StraightThrough", "DynamicSparse"}

@@ -21,6 +21,10 @@ class AbstractDistribution(eqx.Module):
     def budgets(self, sites: Sites) -> list[AbstractBudget]:
         """Who shares how many weights. Sites that stay dense have no budget."""
 
+    def informed(self, statistics: Any) -> "AbstractDistribution":
+        """The distribution for a model of which `eqsparse.Statistics` are known: itself, unless it goes by these."""
+        return self
+
     def targets(self, model: PyTree) -> dict[str, float | Float32[Array, ""] | None]:
         """The target sparsity of each site by path, `None` where it stays dense.
 

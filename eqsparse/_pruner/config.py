@@ -12,14 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .. import _criterion, _distribution, _schedule, _structure
 from .._check import known
 from .._criterion import AbstractCriterion
 from .._distribution import AbstractDistribution
 from .._schedule import AbstractSchedule
 from .._sites import PatternMap
 from .._structure import AbstractStructure
-from . import order
 from .base import AbstractPruner
 from .order import AbstractOrder
 
@@ -179,15 +177,19 @@ def _nearest(name: Any, names: Iterable[str]) -> str:
 
 @functools.cache
 def _parts() -> dict[str, type]:
-    rooms = (_criterion, _distribution, _schedule, _structure, order)
-    return {n: c for room in rooms for n, c in vars(room).items() if _is_concrete(c, _Parts)}
+    return {name: cls for name, cls in _public().items() if _is_concrete(cls, _Parts)}
 
 
 @functools.cache
 def _algorithms() -> dict[str, type]:
-    from .. import _pruner
+    return {name: cls for name, cls in _public().items() if _is_concrete(cls, AbstractPruner)}
 
-    return {name: cls for name, cls in vars(_pruner).items() if _is_concrete(cls, AbstractPruner)}
+
+def _public() -> Mapping[str, Any]:
+    """All names that a user has, those of rooms below this one too: so they are looked up when they are needed."""
+    import eqsparse
+
+    return vars(eqsparse)
 
 
 def _is_concrete(value: Any, base: Any) -> bool:

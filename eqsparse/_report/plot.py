@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from .table import in_percent, shorten
 
@@ -35,6 +35,31 @@ def plot(rows: Sequence[dict[str, Any]], corners: Mapping[str, Bool[np.ndarray, 
     for axis, (path, corner) in zip(axes, corners.items(), strict=True):
         _mask_image(axis, path, corner)
     if target is not None:
+        figure.savefig(target)
+    return figure
+
+
+def heat_map(
+    values: Float[np.ndarray, "rows columns"], rows: Sequence[str], columns: Sequence[str], target: Any
+) -> Any:
+    """Colours for the values of each row and column; see `Sensitivity.plot`."""
+    try:
+        from matplotlib.axes import Axes
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("`plot()` needs matplotlib. Install it with `pip install eqsparse[plot]`.") from error
+    if not (target is None or isinstance(target, str | os.PathLike | Axes)):
+        raise ValueError(f"`plot(target=...)` must be a path, matplotlib `Axes` or `None`. Got {target!r}.")
+    given = target if isinstance(target, Axes) else None
+    size = (9.0, min(1.6 + 0.3 * len(rows), 60.0))
+    figure: Any = Figure(figsize=size, layout="constrained") if given is None else given.figure
+    axes = figure.add_subplot() if given is None else given
+    image = axes.imshow(values, aspect="auto", cmap="Blues", interpolation="nearest")
+    axes.set_yticks(range(len(rows)), [shorten(row, _LONGEST_LABEL) for row in rows])
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_xlabel("sparsity of this weight alone")
+    figure.colorbar(image, ax=axes, label="added to the loss")
+    if target is not None and given is None:
         figure.savefig(target)
     return figure
 

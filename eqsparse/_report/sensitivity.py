@@ -1,0 +1,163 @@
+"""How much each weight of a model can lose."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from .._check import unit
+from .._criterion import Magnitude
+from .._distribution import AbstractDistribution, PerPath, Uniform
+from .._model import is_sparsified, sparsify
+from .._pruner import AbstractPruner, GradualPruning
+from .._sites import pick, read, Where
+from .plot import heat_map
+from .table import aligned, in_percent
+
+
+@final
+@dataclasses.dataclass(frozen=True, repr=False)
+class Sensitivity:
+    """The loss when one weight alone is pruned to each of some sparsities. Made by `eqsparse.sensitivity`.
+
+    - `losses`: a row for each weight, a column for each sparsity.
+    - `paths`, `sizes`: of the weights.
+    - `sparsities`: in rising order.
+    - `dense`: the loss of the model as it was.
+
+    `str()` is a table of what each adds to the loss.
+    """
+
+    paths: tuple[str, ...]
+    sizes: tuple[int, ...]
+    sparsities: tuple[float, ...]
+    dense: float
+    losses: Float[np.ndarray, "paths sparsities"]
+
+    def __str__(self) -> str:
+        head = ["path", "", "", *(in_percent(sparsity) for sparsity in self.sparsities)]
+        added = self.losses - self.dense
+        body = [[path, "", "", *(f"{x:+.4g}" for x in row)] for path, row in zip(self.paths, added, strict=True)]
+        return aligned(head, body, [["dense", "", "", f"{self.dense:.4g}", *([""] * (len(self.sparsities) - 1))]])
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def plot(self, target: Any = None) -> Any:
+        """A heat map of what each adds to the loss.
+
+        **Arguments:**
+
+        - `target`: A file to save the figure in, matplotlib `Axes` to draw on, or `None`.
+
+        **Returns:** The `matplotlib.figure.Figure`.
+
+        **Raises:** `ImportError` without matplotlib (`pip install eqsparse[plot]`).
+        """
+        columns = [in_percent(sparsity) for sparsity in self.sparsities]
+        return heat_map(self.losses - self.dense, self.paths, columns, target)
+
+    def distribution(self, sparsity: float) -> PerPath:
+        """Sparsities for all weights together that reach a total where it hurts least.
+
+        As if what the weights add to the loss added up: step by step that weight is pruned to its next level which adds
+        least for each weight removed (of levels that it could go to), until the total is reached; the last step is
+        taken in part, so that the total is met.
+
+        **Arguments:**
+
+        - `sparsity`: Fraction of these weights to remove, in `[0, 1]`, at most the largest of `sparsities`.
+
+        **Raises:** `ValueError` if it is beyond that.
+        """
+        wanted = float(unit(sparsity, "Sensitivity.distribution(sparsity=...)")) * sum(self.sizes)
+        largest = max(self.sparsities)
+        if wanted > largest * sum(self.sizes) * (1 + 1e-6):
+            raise ValueError(
+                f"`Sensitivity.distribution(sparsity=...)` must be at most the largest that was tried, {largest:g}. "
+                f"Got {sparsity}."
+            )
+        now, levels = dict.fromkeys(self.paths, 0.0), self._levels()
+        sizes = dict(zip(self.paths, self.sizes, strict=True))
+        removed = 0.0
+        while removed < wanted * (1 - 1e-9):
+            left = [path for path in self.paths if now[path] < largest]
+            _, level, path = min((*self._step(levels[path], now[path], sizes[path]), path) for path in left)
+            level = min(level, now[path] + (wanted - removed) / sizes[path])
+            removed += (level - now[path]) * sizes[path]
+            now[path] = level
+        return PerPath({path: min(level, 1.0) for path, level in now.items()})
+
+    def _levels(self) -> dict[str, list[tuple[float, float]]]:
+        """For each weight sparsities and what they add, from nothing on; a loss of NaN is the worst there is."""
+        added = np.nan_to_num(self.losses - self.dense, nan=np.inf, posinf=np.inf)
+        each = (zip(self.sparsities, row.tolist(), strict=True) for row in added)
+        return {path: [(0.0, 0.0), *row] for path, row in zip(self.paths, each, strict=True)}
+
+    @staticmethod
+    def _step(levels: list[tuple[float, float]], now: float, size: int) -> tuple[float, float]:
+        """The next level of the least price for each weight removed, and the price before it."""
+        cost = float(np.interp(now, [s for s, _ in levels], [c for _, c in levels]))
+        ahead = [((c - cost) / ((s - now) * size), s) for s, c in levels if s > now]
+        return min(ahead)
+
+
+def sensitivity(
+    model: PyTree,
+    loss: Callable[[Any], Array],
+    sparsities: Sequence[float] = (0.5, 0.6, 0.7, 0.8, 0.9),
+    *,
+    where: Where = None,
+    prune: Callable[[AbstractDistribution], AbstractPruner] | None = None,
+    batch_size: int = 1,
+) -> Sensitivity:
+    """The loss when each weight alone is pruned to each of some sparsities.
+
+    ```python
+    found = eqsparse.sensitivity(model, lambda model: loss(model, x, y))
+    pruner = eqsparse.MagnitudePruning(distribution=found.distribution(0.7))
+    ```
+
+    **Arguments:**
+
+    - `model`: An Equinox model, masked or plain.
+    - `loss`: `(model) -> scalar`, of data of its own.
+    - `sparsities`: In `[0, 1]`.
+    - `where`: Which weights, as in `eqsparse.sparsify`. All by default.
+    - `prune`: A distribution → the pruner that masks the weight: by magnitude by default. It must do without gradients.
+    - `batch_size`: How many sparsities are tried side by side: as many models are held at once.
+
+    **Returns:** [`eqsparse.Sensitivity`][].
+
+    **Raises:** `ValueError` if a sparsity is outside `[0, 1]`, or a pattern matches no weight.
+    """
+    levels = sorted({float(unit(sparsity, "sensitivity(sparsities=...)")) for sparsity in sparsities})
+    if not levels:
+        raise ValueError("`sensitivity(sparsities=...)` must hold one at least. Got none.")
+    model = model if is_sparsified(model) else sparsify(model)
+    sites = read(model)
+    picked = pick(where, {path: site.weight for path, site in sites.items()}, "sensitivity(where=...)")
+    paths = tuple(path for path in sites if path in picked)
+
+    by = _by_magnitude if prune is None else prune
+
+    @eqx.filter_jit
+    def of_path(model: PyTree, path: str, levels: Array) -> Array:
+        def of_level(level: Array) -> Array:
+            everywhere = {other: None for other in sites if other != path}
+            return loss(by(Uniform(level, everywhere)).prune(model)).astype(jnp.float32)
+
+        return jax.lax.map(of_level, levels, batch_size=batch_size)
+
+    dense = float(eqx.filter_jit(loss)(model))
+    losses = np.stack([np.asarray(of_path(model, path, jnp.asarray(levels))) for path in paths])
+    return Sensitivity(paths, tuple(sites[p].weight.size for p in paths), tuple(levels), dense, losses)
+
+
+def _by_magnitude(distribution: AbstractDistribution) -> AbstractPruner:
+    return GradualPruning(criterion=Magnitude(), distribution=distribution)
