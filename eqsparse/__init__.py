@@ -1,5 +1,6 @@
 """Sparse models for Equinox: masked layers, pruners, and export that really shrinks a model."""
 
+from . import kernels as kernels
 from ._criterion import (
     AbstractCriterion as AbstractCriterion,
     Fisher as Fisher,
