@@ -1,6 +1,6 @@
 """Products of a CSR matrix with dense ones, on whole matrices.
 
-These three functions are what the primitives of `spmm.py` lower to where eqsparse's own kernels do not serve. They share these conventions:
+The primitives of `spmm.py` lower to these three functions where eqsparse's own kernels do not serve. Conventions:
 
 - The sparse matrix has the static `shape` (out, in). Its rows are sorted, its entries unique.
 - Entries past `row_pointers[-1]` are padding: value 0, column `in` (one past the end). No product reads them.

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Integer
 
+from ._native import calls
 from .batch import over_batch
 from .linear import SparseProduct
 
@@ -72,7 +73,7 @@ def _sampled(columns: Array, y: Array, x: Array, *, shape: tuple[int, int], stor
     return jax.lax.map(dots, columns)
 
 
-fan_in_product = SparseProduct("eqsparse_fan_in", _product, _transposed, _sampled)
+fan_in_product = SparseProduct("eqsparse_fan_in", _product, _transposed, _sampled, calls("eqsparse_fan_in"))
 
 
 def _rows(x: Array) -> Array:

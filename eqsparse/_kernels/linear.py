@@ -54,12 +54,17 @@ class SparseProduct:
             `stored`) if `y` is that of the product. By default the other transpose of `product`.
         - `native`: The same three in eqsparse's own kernels for CPUs.
         """
-        fast = native or Calls(None, None, None)
-        self.forward = _primitive(name, product, fast.product, _shape_of_product)
+        fast = native._asdict() if native else {}
+        self.forward = _primitive(name, product, fast.get("product"), _shape_of_product)
         self.transposed = _primitive(
-            f"{name}_transposed", transposed or _transposed_of(product), fast.transposed, _shape_of_transposed_product
+            f"{name}_transposed",
+            transposed or _transposed_of(product),
+            fast.get("transposed"),
+            _shape_of_transposed_product,
         )
-        self.sampled = _primitive(f"{name}_sampled", sampled or _sampled_of(product), fast.sampled, _shape_of_samples)
+        self.sampled = _primitive(
+            f"{name}_sampled", sampled or _sampled_of(product), fast.get("sampled"), _shape_of_samples
+        )
         batching.primitive_batchers[self.forward] = _batch_by(_collect, self.forward)
         batching.primitive_batchers[self.transposed] = _batch_by(_collect, self.transposed)
         batching.primitive_batchers[self.sampled] = _batch_by(_loop, self.sampled)

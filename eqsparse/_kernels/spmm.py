@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxtyping import Array, Inexact, Int32, Integer
 
-from ._native import csr_calls
+from ._native import calls
 from .csr import product, sampled_product, transposed_product
 from .linear import SparseProduct
 
@@ -13,7 +13,7 @@ def _sampled(*args: Array, stored: tuple[int, ...], **static: Any) -> Array:
     return sampled_product(*args, **static)
 
 
-_CSR = SparseProduct("eqsparse_csr", product, transposed_product, _sampled, csr_calls)
+_CSR = SparseProduct("eqsparse_csr", product, transposed_product, _sampled, calls("eqsparse_csr"))
 
 
 def spmm(

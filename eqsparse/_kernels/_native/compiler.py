@@ -8,11 +8,11 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import final, NamedTuple
 
 import jax
-import jaxlib
 
 SOURCE = Path(__file__).parent / "src"
 _FLAGS = ("-O3", "-std=c++17", "-fPIC")
@@ -28,7 +28,7 @@ class Compiler(NamedTuple):
     """How to call it, and what it says of itself."""
 
     command: tuple[str, ...]
-    version: str
+    says: str
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -39,7 +39,7 @@ class Compiler(NamedTuple):
 
     def key(self) -> str:
         """Another one for whatever could make the result differ, or not run here."""
-        parts = [*self.command, self.version, *self.flags, _processor(), jaxlib.__version__]
+        parts = [*self.command, self.says, *self.flags, _processor(), version("jaxlib")]
         parts += [part for path in sources() for part in (path.name, path.read_text(encoding="utf-8"))]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
@@ -94,7 +94,7 @@ def find_compiler() -> Compiler:
     candidates = [tuple(shlex.split(chosen))] if chosen else [("c++",), ("g++",), ("clang++",)]
     for command in candidates:
         if command and shutil.which(command[0]):
-            return Compiler(command, _version(command))
+            return Compiler(command, _says(command))
     raise CannotCompile(f"found no C++ compiler ({', '.join(shlex.join(c) for c in candidates)})")
 
 
@@ -102,7 +102,7 @@ def sources() -> list[Path]:
     return sorted(path for path in SOURCE.iterdir() if path.suffix in (".cc", ".h"))
 
 
-def _version(command: Sequence[str]) -> str:
+def _says(command: Sequence[str]) -> str:
     try:
         return subprocess.run([*command, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError) as error:

@@ -10,7 +10,8 @@ import jax
 from .compiler import CannotCompile
 from .provide import Built, Forbidden, provide
 
-TARGETS = ("eqsparse_csr", "eqsparse_csr_transposed", "eqsparse_csr_sampled")
+LAYOUTS = ("eqsparse_csr", "eqsparse_bitmask", "eqsparse_nm", "eqsparse_fan_in", "eqsparse_block")
+TARGETS = [f"{layout}{operation}" for layout in LAYOUTS for operation in ("", "_transposed", "_sampled")]
 
 
 class Loaded(NamedTuple):

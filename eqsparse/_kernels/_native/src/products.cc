@@ -4,8 +4,6 @@
 
 namespace eqsparse {
 
-namespace {
-
 // Nanoseconds that a product takes, about, on one thread.
 double cost_of(int64_t entries, int64_t batch, int64_t dense) {
   return batch == 1 ? 0.5 * (entries + dense) : 0.03 * (entries + dense) * (batch + 16);
@@ -35,19 +33,20 @@ struct Rooms {
   int64_t most, step;
   float* values;
   C* columns;
-  int32_t* pointers;
+  int32_t *begins, *ends;
   bool ok;
 
   Rooms(const Source<C>& a, int64_t step, int64_t workers, const Machine& machine)
       : most(a.most(step)), step(step) {
     values = machine.array<float>(workers * most);
     columns = machine.array<C>(workers * most);
-    pointers = machine.array<int32_t>(workers * (step + 1));
-    ok = values && columns && pointers;
+    begins = machine.array<int32_t>(workers * step);
+    ends = machine.array<int32_t>(workers * step);
+    ok = values && columns && begins && ends;
   }
 
-  Decoded<C> of(int64_t worker) const {
-    return {values + worker * most, columns + worker * most, pointers + worker * (step + 1)};
+  Room<C> of(int64_t worker) const {
+    return {values + worker * most, columns + worker * most, begins + worker * step, ends + worker * step};
   }
 };
 
@@ -61,8 +60,6 @@ void pack(const Dense& dense, const Batch& batch, int64_t task, float* strips) {
   dense.read(batch, strip, first, std::min(kPackColumns, dense.size - first),
              strips + batch.first(strip) * dense.size + first * batch.lanes(strip));
 }
-
-}  // namespace
 
 template <class C>
 bool product(const Source<C>& a, int64_t examples, const Dense& x, const Dense& y, const Machine& machine) {

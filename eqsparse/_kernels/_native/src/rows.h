@@ -6,19 +6,21 @@
 namespace eqsparse {
 
 constexpr int64_t kRows = 256;              // the most rows that are worked on together
-constexpr int64_t kTileBytes = 256 * 1024;  // of a strip, that stay in a core's cache while some rows pass by
+// Bytes of a strip that stay in a core's cache while some rows pass by.
+constexpr int64_t kLeast = 96 * 1024, kMost = 256 * 1024;
 
 // Rows of a CSR matrix in float. Pointers are held to what is stored, so a wrong one reads nothing foreign.
 template <class C>
 struct Rows {
   const float* values;
   const C* columns;
-  const int32_t* pointers;
+  const int32_t *begins, *ends;  // of each row
   int64_t count, stored;
-  int64_t offset = 0;  // the pointer that the first value and column belong to
+  int64_t offset = 0;  // what the pointer to the first value and column is
+  int64_t target = 0;  // where the first of them is stored
 
-  int64_t begin(int64_t row) const { return std::clamp<int64_t>(pointers[row], 0, stored) - offset; }
-  int64_t end(int64_t row) const { return std::clamp<int64_t>(pointers[row + 1], 0, stored) - offset; }
+  int64_t begin(int64_t row) const { return std::clamp<int64_t>(begins[row], offset, stored) - offset; }
+  int64_t end(int64_t row) const { return std::clamp<int64_t>(ends[row], offset, stored) - offset; }
 };
 
 // The first place from `begin` to `end` whose column is at least `limit`; begins to look at `guess`.
@@ -48,7 +50,10 @@ int64_t find(const C* columns, int64_t begin, int64_t end, int64_t limit, int64_
 // Calls `visit(row, begin, end, is_first)` for the entries of each row, tile of columns by tile.
 template <class C, class Visit>
 void by_tiles(const Rows<C>& rows, int64_t in_size, int64_t lanes, Visit visit) {
-  const int64_t width = std::max<int64_t>(1, kTileBytes / (4 * lanes));
+  // As narrow as leaves a hundred entries to a row's part: each part costs a search, and a guess that fails.
+  const int64_t entries = rows.count ? std::max<int64_t>(rows.end(rows.count - 1) - rows.begin(0), 1) : 1;
+  const int64_t column = std::max<int64_t>(4 * lanes, 4);  // bytes
+  const int64_t width = std::clamp(96 * rows.count * in_size / entries, kLeast / column + 1, kMost / column + 1);
   if (in_size <= width) {
     for (int64_t row = 0; row < rows.count; ++row) visit(row, rows.begin(row), rows.end(row), true);
     return;
