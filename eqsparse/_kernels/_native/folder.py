@@ -1,7 +1,9 @@
 """The folder for compiled kernels: the user's alone, as what lies in it is run."""
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from .compiler import CannotCompile
@@ -37,6 +39,20 @@ def is_trusted(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One process at a time compiles; others wait, rather than do the same work. Without it nothing goes wrong."""
+    import fcntl  # not on Windows, where nothing is compiled
+
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _check(path: Path, kind: str, forbidden: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .compiler import CannotCompile, find_compiler
-from .folder import is_trusted, private_folder
+from .folder import alone, is_trusted, private_folder
 
 FORBIDDEN = "EQSPARSE_NO_COMPILE"
 
@@ -41,15 +41,18 @@ def provide() -> Built:
         return Built(target, command, 0.0)
     if os.environ.get(FORBIDDEN, "0") not in ("", "0"):
         raise Forbidden(f"the environment variable `{FORBIDDEN}` forbids compiling")
-    print(
-        f"eqsparse: compiling its CPU kernels with `{shlex.join(compiler.command)}`, once for this machine "
-        f"(some seconds; kept in {target.parent})",
-        file=sys.stderr,
-        flush=True,
-    )
     start = time.perf_counter()
     try:
-        compiler.compile(target)
+        with alone(target.parent):
+            if is_trusted(target):  # another process has made it meanwhile
+                return Built(target, command, 0.0)
+            print(
+                f"eqsparse: compiling its CPU kernels with `{shlex.join(compiler.command)}`, once for this machine "
+                f"(some seconds; kept in {target.parent})",
+                file=sys.stderr,
+                flush=True,
+            )
+            compiler.compile(target)
     except OSError as error:
         raise CannotCompile(f"the library could not be written ({error})") from None
     is_trusted(target)

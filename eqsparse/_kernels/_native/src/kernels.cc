@@ -182,9 +182,9 @@ ffi::Error call(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Result<ffi::
       return sampled_product(source, dense.size(-2), arrays[count - 2].dense(), dense.dense(), result.data, machine);
   };
   return Layout::read(a, [&](const auto& source) {
-    const bool had_memory = run(*static_cast<const typename std::decay_t<decltype(source)>::Base*>(&source));
-    return had_memory ? ffi::Error::Success()
-                      : ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory to work in");
+    if (!run(*static_cast<const typename std::decay_t<decltype(source)>::Base*>(&source)))
+      return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory to work in");
+    return source.is_wrong ? ffi::Error::InvalidArgument("columns must be below the size of the other factor, row pointers in order") : ffi::Error::Success();
   });
 }
 

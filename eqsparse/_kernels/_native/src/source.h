@@ -1,6 +1,7 @@
 // Matrices as they are stored, read as rows of CSR.
 #pragma once
 
+#include <atomic>
 #include <type_traits>
 #include <vector>
 
@@ -35,6 +36,9 @@ class Source {
   // Where the samples of these rows are written to; `put` then brings them to their places.
   virtual float* samples(const Rows<C>& rows, void* out, float* room) const = 0;
   virtual void put(int64_t first, const Rows<C>& rows, const float* samples, void* out) const = 0;
+
+  // Whether a column was found that there is not, or rows that overlap. Nothing is read or written there.
+  mutable std::atomic<bool> is_wrong{false};
 
   // Writes zeros where `put` will write nothing.
   virtual void clear(void* out) const = 0;
@@ -86,6 +90,14 @@ class ByRows : public Source<C> {
   }
 };
 
+// Whether all columns are below a size: a few percent of the time of a product with a vector, less of others.
+template <class C>
+bool are_below(const C* columns, int64_t count, int64_t size) {
+  std::make_unsigned_t<C> most = 0;
+  for (int64_t k = 0; k < count; ++k) most = std::max<std::make_unsigned_t<C>>(most, columns[k]);
+  return count <= 0 || int64_t(most) < size;
+}
+
 // Values, columns, and where each row begins.
 template <class T, class C>
 class Csr final : public ByRows<T, C> {
@@ -98,7 +110,13 @@ class Csr final : public ByRows<T, C> {
   Rows<C> rows(int64_t first, int64_t count, const Room<C>& room) const override {
     const int64_t begin = at(first);
     const float* values = this->values_of(values_, begin, at(first + count), room.values);
-    return {values, columns_ + begin, pointers_ + first, pointers_ + first + 1, count, this->stored, begin, begin};
+    int64_t stored = this->stored;
+    if (!std::is_sorted(pointers_ + first, pointers_ + first + count + 1) ||
+        !are_below(columns_ + begin, at(first + count) - begin, this->in_size)) {
+      this->is_wrong = true;
+      stored = begin;  // as if the rows were empty
+    }
+    return {values, columns_ + begin, pointers_ + first, pointers_ + first + 1, count, stored, begin, begin};
   }
 
  private:
