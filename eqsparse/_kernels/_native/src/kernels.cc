@@ -182,9 +182,12 @@ ffi::Error call(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Result<ffi::
       return sampled_product(source, dense.size(-2), arrays[count - 2].dense(), dense.dense(), result.data, machine);
   };
   return Layout::read(a, [&](const auto& source) {
-    if (!run(*static_cast<const typename std::decay_t<decltype(source)>::Base*>(&source)))
+    const typename std::decay_t<decltype(source)>::Base& base = source;
+    if (!run(base))
       return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory to work in");
-    return source.is_wrong ? ffi::Error::InvalidArgument("columns must be below the size of the other factor, row pointers in order") : ffi::Error::Success();
+    if (source.is_wrong)
+      return ffi::Error::InvalidArgument("columns must be below the size of the other factor, row pointers in order");
+    return ffi::Error::Success();
   });
 }
 

@@ -22,6 +22,8 @@ class Machine {
   virtual int64_t threads() const = 0;
   virtual void schedule(std::function<void()> task) const = 0;
 
+  double helper_costs = 40e3;  // nanoseconds of work that a helper must be worth
+
   // For as long as the call takes; a null pointer if there is no more. Not for use by helpers.
   template <class T>
   T* array(int64_t count) const {
@@ -30,9 +32,9 @@ class Machine {
     return static_cast<T*>(taken_.back());
   }
 
-  // For work of about so many nanoseconds. A helper costs some microseconds before it does anything.
+  // For work of about so many nanoseconds.
   int64_t workers(double nanoseconds) const {
-    return std::clamp<int64_t>(int64_t(nanoseconds / 40e3), 1, std::max<int64_t>(threads(), 1));
+    return std::clamp<int64_t>(int64_t(nanoseconds / helper_costs), 1, std::max<int64_t>(threads(), 1));
   }
 
   template <int Phases, class Run>

@@ -12,8 +12,8 @@ namespace eqsparse {
 // Runs `run(phase, task, worker)` for all tasks of the phases, each phase after the one before. `phases[i]` counts the
 // tasks of phase i; `worker` is below `workers`, and no two tasks of one worker run at a time.
 //
-// The caller works too, and waits only for tasks that a thread has begun: so nothing waits for a place in the pool, whose
-// threads may all be callers.
+// The caller works too, and waits only for tasks that a thread has begun: so nothing waits for a place in the pool,
+// whose threads may all be callers.
 template <int Phases, class Schedule, class Run>
 void share(const int64_t (&phases)[Phases], int64_t workers, Schedule schedule, Run run) {
   int64_t ends[Phases], total = 0;

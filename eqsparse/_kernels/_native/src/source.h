@@ -287,7 +287,8 @@ class Blocks final : public Source<C> {
  public:
   Blocks(const T* values, Indices rows, Indices columns, int64_t blocks, int64_t height, int64_t width,
          int64_t out_size, int64_t in_size)
-      : Source<C>(out_size, in_size, blocks * height * width), values_(values), columns_(columns), height_(height), width_(width), starts_((out_size + height - 1) / height + 1) {
+      : Source<C>(out_size, in_size, blocks * height * width), values_(values), columns_(columns), height_(height),
+        width_(width), starts_((out_size + height - 1) / height + 1) {
     const int64_t down = int64_t(starts_.size()) - 1;
     for (int64_t block = 0; block < blocks; ++block)
       if (rows[block] < down && rows[block] >= 0) ++starts_[rows[block] + 1];
