@@ -9,8 +9,12 @@ double cost_of(int64_t entries, int64_t batch, int64_t dense) {
   return batch == 1 ? 0.5 * (entries + dense) : 0.03 * (entries + dense) * (batch + 16);
 }
 
-int64_t rows_per_task(int64_t rows, int64_t workers) {
-  return std::clamp<int64_t>((rows / (8 * workers) + 7) / 8 * 8, 8, kRows);
+// Some for each worker, so that none waits long for the others; of vectors so few that columns, which are read twice,
+// are in the cache the second time.
+int64_t rows_per_task(int64_t rows, int64_t workers, int64_t entries, int64_t batch) {
+  const int64_t fair = (rows / (8 * workers) + 7) / 8 * 8;
+  const int64_t cached = batch == 1 ? 16384 * rows / std::max<int64_t>(entries, 1) : kRows;
+  return std::clamp<int64_t>(std::min(fair, cached), 8, kRows);
 }
 
 int64_t parts_of(int64_t size, int64_t part) { return (size + part - 1) / part; }
@@ -66,7 +70,7 @@ bool product(const Source<C>& a, int64_t examples, const Dense& x, const Dense& 
   const Batch batch(examples);
   if (examples == 0 || a.out_size == 0) return true;
   const int64_t workers = machine.workers(cost_of(a.stored, examples, a.in_size + a.out_size));
-  const int64_t step = rows_per_task(a.out_size, workers), blocks = parts_of(a.out_size, step);
+  const int64_t step = rows_per_task(a.out_size, workers, a.stored, examples), blocks = parts_of(a.out_size, step);
   float* strips = machine.array<float>(a.in_size * batch.all_lanes());
   float* sums = machine.array<float>(workers * step * kLanes);
   const Rooms<C> rooms(a, step, workers, machine);
@@ -95,7 +99,7 @@ bool transposed_product(const Source<C>& a, int64_t examples, const Dense& y, co
   if (examples == 0 || a.in_size == 0) return true;
   const int64_t workers = machine.workers(2 * cost_of(a.stored, examples, a.in_size + a.out_size));
   const int64_t parts = batch.strips >= workers ? 1 : workers, size = a.in_size * batch.all_lanes();
-  const int64_t step = rows_per_task(a.out_size, parts), blocks = parts_of(a.out_size, step);
+  const int64_t step = rows_per_task(a.out_size, parts, a.stored, examples), blocks = parts_of(a.out_size, step);
   float* strips = machine.array<float>(a.out_size * batch.all_lanes());
   float* sums = machine.array<float>(parts * size);
   const Rooms<C> rooms(a, step, workers, machine);
@@ -136,7 +140,7 @@ bool sampled_product(const Source<C>& a, int64_t examples, const Dense& y, const
                      const Machine& machine) {
   const int64_t lanes = (examples + kWidth - 1) / kWidth * kWidth;
   const int64_t workers = machine.workers(cost_of(a.stored, lanes, a.in_size + a.out_size));
-  const int64_t step = rows_per_task(a.out_size, workers), blocks = parts_of(a.out_size, step);
+  const int64_t step = rows_per_task(a.out_size, workers, a.stored, examples), blocks = parts_of(a.out_size, step);
   float* left = machine.array<float>(a.out_size * lanes);
   float* right = machine.array<float>(a.in_size * lanes);
   const Rooms<C> rooms(a, step, workers, machine);
