@@ -67,7 +67,7 @@ void pack(const Dense& dense, const Batch& batch, int64_t task, float* strips) {
 
 template <class C>
 bool product(const Source<C>& a, int64_t examples, const Dense& x, const Dense& y, const Machine& machine) {
-  const Batch batch(examples);
+  const Batch batch(examples, a.in_size);
   if (examples == 0 || a.out_size == 0) return true;
   const int64_t workers = machine.workers(cost_of(a.stored, examples, a.in_size + a.out_size));
   const int64_t step = rows_per_task(a.out_size, workers, a.stored, examples), blocks = parts_of(a.out_size, step);
@@ -95,7 +95,7 @@ bool product(const Source<C>& a, int64_t examples, const Dense& x, const Dense& 
 // Threads take strips of the batch; where there are too few, parts of the rows, and their sums are added up.
 template <class C>
 bool transposed_product(const Source<C>& a, int64_t examples, const Dense& y, const Dense& x, const Machine& machine) {
-  const Batch batch(examples);
+  const Batch batch(examples, a.in_size);
   if (examples == 0 || a.in_size == 0) return true;
   const int64_t workers = machine.workers(2 * cost_of(a.stored, examples, a.in_size + a.out_size));
   const int64_t parts = batch.strips >= workers ? 1 : workers, size = a.in_size * batch.all_lanes();

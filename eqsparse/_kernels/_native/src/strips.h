@@ -7,10 +7,8 @@
 
 namespace eqsparse {
 
-constexpr int64_t kLanes = 64;  // examples in a strip; the last one may have fewer
+constexpr int64_t kLanes = 64;  // the most examples in a strip
 constexpr int64_t kFewest = kWidth > 8 ? kWidth : 8;
-
-inline int64_t strips_of(int64_t batch) { return (batch + kLanes - 1) / kLanes; }
 
 // Lanes of a strip of `examples`: those that are over are computed with zeros and thrown away. One example is a vector.
 inline int64_t lanes_of(int64_t examples) {
@@ -20,14 +18,16 @@ inline int64_t lanes_of(int64_t examples) {
   return lanes;
 }
 
-// A batch as strips of all its columns, one after the other.
+// A batch as strips of all its columns, one after the other; the last one may have fewer examples. Of 32 examples where
+// a core's cache holds all their columns; of 64 where the columns come by tiles, and few entries meet a tile.
 struct Batch {
-  int64_t examples, strips;
+  int64_t examples, wide, strips;
 
-  explicit Batch(int64_t examples) : examples(examples), strips(strips_of(examples)) {}
+  Batch(int64_t examples, int64_t in_size)
+      : examples(examples), wide(in_size > 2048 ? kLanes : kLanes / 2), strips((examples + wide - 1) / wide) {}
 
-  int64_t first(int64_t strip) const { return strip * kLanes; }
-  int64_t size(int64_t strip) const { return std::min(kLanes, examples - first(strip)); }
+  int64_t first(int64_t strip) const { return strip * wide; }
+  int64_t size(int64_t strip) const { return std::min(wide, examples - first(strip)); }
   int64_t lanes(int64_t strip) const { return lanes_of(size(strip)); }
   int64_t all_lanes() const { return strips ? first(strips - 1) + lanes(strips - 1) : 0; }
 };
