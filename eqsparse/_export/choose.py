@@ -93,5 +93,5 @@ def dense(slices: Slices, reason: str) -> DenseLayout:
 
 
 _CANDIDATES = ("fixed_fanin", "bcsr", "block")
-_WITH_KERNELS = ("nm", "bitmask")  # without kernels of our own they are never the fastest, and take seconds to time
+_WITH_KERNELS = ("nm",)  # without kernels of our own it is never the fastest, and takes seconds to time
 _MULTIPLYING = (eqx.nn.Linear, eqx.nn.GRUCell, eqx.nn.LSTMCell)

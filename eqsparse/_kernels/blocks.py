@@ -47,4 +47,4 @@ def _wide(indices: Array) -> Array:
     return indices.astype(jnp.int32)
 
 
-block_product = SparseProduct("eqsparse_block", _product, native=calls("eqsparse_block"))
+block_product = SparseProduct("eqsparse_block", _product, native=calls("eqsparse_block", fewest=2))

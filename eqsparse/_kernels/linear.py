@@ -54,17 +54,12 @@ class SparseProduct:
             `stored`) if `y` is that of the product. By default the other transpose of `product`.
         - `native`: The same three in eqsparse's own kernels for CPUs.
         """
-        fast = native._asdict() if native else {}
-        self.forward = _primitive(name, product, fast.get("product"), _shape_of_product)
-        self.transposed = _primitive(
-            f"{name}_transposed",
-            transposed or _transposed_of(product),
-            fast.get("transposed"),
-            _shape_of_transposed_product,
-        )
-        self.sampled = _primitive(
-            f"{name}_sampled", sampled or _sampled_of(product), fast.get("sampled"), _shape_of_samples
-        )
+        native = native or Calls(None, None, None, 0)
+        transposed, sampled = transposed or _transposed_of(product), sampled or _sampled_of(product)
+        make = functools.partial(_primitive, fewest=native.fewest)
+        self.forward = make(name, product, native.product, _shape_of_product)
+        self.transposed = make(f"{name}_transposed", transposed, native.transposed, _shape_of_transposed_product)
+        self.sampled = make(f"{name}_sampled", sampled, native.sampled, _shape_of_samples)
         batching.primitive_batchers[self.forward] = _batch_by(_collect, self.forward)
         batching.primitive_batchers[self.transposed] = _batch_by(_collect, self.transposed)
         batching.primitive_batchers[self.sampled] = _batch_by(_loop, self.sampled)
@@ -133,7 +128,7 @@ def _sampled_of(product: Callable) -> Callable:
     return sampled
 
 
-def _primitive(name: str, function: Callable, native: Callable | None, abstract: Callable) -> Primitive:
+def _primitive(name: str, function: Callable, native: Callable | None, abstract: Callable, fewest: int) -> Primitive:
     primitive = Primitive(name)
 
     def compute(*args: Array, **static: Any) -> Array:
@@ -150,7 +145,7 @@ def _primitive(name: str, function: Callable, native: Callable | None, abstract:
 
     def lower_by_platform(ctx: mlir.LoweringRuleContext, *args: Any, **static: Any) -> Any:
         for_cpu = tuple(ctx.platforms or ctx.module_context.platforms) == ("cpu",)
-        is_native = native is not None and for_cpu and not shipped() and serves(*ctx.avals_in)
+        is_native = native is not None and for_cpu and not shipped() and serves(fewest, *ctx.avals_in)
         return (lower_native if is_native else lower)(ctx, *args, **static)
 
     mlir.register_lowering(primitive, lower_by_platform)

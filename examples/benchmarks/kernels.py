@@ -264,7 +264,6 @@ def print_models(args, ceilings):
     models = {
         "MLP 784-1024-1024-10": (eqx.nn.MLP(784, 10, 1024, 2, key=key), (784,), 128),
         "ViT, width 256, depth 3": (ViT(key), (8, 8), 128 * 16),
-        "ViT, width 768, depth 2": (ViT(key, size=768, depth=2, heads=12), (8, 8), 128 * 16),
     }
     for name, (model, shape, vectors) in models.items():
         pruned = eqsparse.MagnitudePruning(distribution=0.9).prune(model)

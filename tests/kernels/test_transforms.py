@@ -48,10 +48,11 @@ def test_nested_vmap_is_one_call_and_gradients_two(getkey, name):
 
     sparse = lambda layout, x: loss(lambda layout, x: layout @ x, layout, x)
     dense = lambda weight, x: loss(lambda weight, x: weight @ x, weight, x)
-    assert custom_calls(sparse, layout, x) == [CALLS[name]]
+    forward = [] if name == "fixed_fanin" else [CALLS[name]]  # XLA's is as fast
+    assert custom_calls(sparse, layout, x) == forward
     gradients = lambda layout, x: jax.grad(sparse, (0, 1), allow_int=True)(layout, x)
-    assert sorted(custom_calls(gradients, layout, x)) == [
-        CALLS[name] + part for part in ("", "_sampled", "_transposed")
+    assert sorted(custom_calls(gradients, layout, x)) == forward + [
+        CALLS[name] + part for part in ("_sampled", "_transposed")
     ]
     np.testing.assert_allclose(sparse(layout, x), dense(weight, x), rtol=1e-5)
     of_layout, of_x = jax.jit(gradients)(layout, x)
@@ -102,7 +103,7 @@ def test_deployed_files_hold_none_of_them(getkey, name, tmp_path):
         exported = jax.export.deserialize(bytearray((tmp_path / "file").read_bytes()))
         assert "custom_call @eqsparse" not in exported.mlir_module()
         np.testing.assert_allclose(exported.call(x), found, atol=1e-5)
-    assert custom_calls(run, x) == [CALLS[name]]  # and ours again after
+    assert len(custom_calls(run, x)) == (name != "fixed_fanin")  # and ours again after
 
 
 def test_on_eight_devices():

@@ -15,14 +15,15 @@ _MOST = 2**31  # entries, which are counted in 32 bits
 
 
 class Calls(NamedTuple):
-    """The three functions of a `SparseProduct`."""
+    """The three functions of a `SparseProduct`, for batches of so many; `None` where JAX has a faster one."""
 
-    product: Callable
-    transposed: Callable
-    sampled: Callable
+    product: Callable | None
+    transposed: Callable | None
+    sampled: Callable | None
+    fewest: int
 
 
-def calls(name: str, *numbers: str) -> Calls:
+def calls(name: str, *numbers: str, fewest: int = 0) -> Calls:
     """Those of a layout in the library. The static numbers follow its indices, as one array."""
 
     def indices_of(arrays: list[Array], static: dict[str, int]) -> list[Array]:
@@ -40,14 +41,16 @@ def calls(name: str, *numbers: str) -> Calls:
         *indices, y, x = args
         return _call(f"{name}_sampled", stored, *indices_of(indices, static), y, x)
 
-    return Calls(product, transposed, sampled)
+    return Calls(product, transposed, sampled, fewest)
 
 
-def serves(*arrays: Any) -> bool:
-    """Whether the library's functions take such arrays: float32 or bfloat16, of known sizes, the last one dense."""
+def serves(fewest: int, *arrays: Any) -> bool:
+    """Whether the library's functions take such arrays: float32 or bfloat16, of known sizes, the last one dense,
+    with that many examples or more."""
     known = all(isinstance(size, int) for array in arrays for size in array.shape)
     small = known and all(math.prod(array.shape) < _MOST for array in arrays[:-1])
-    return small and arrays[-1].dtype in _DTYPES and library.available()
+    enough = small and arrays[-1].shape[0] >= fewest
+    return enough and arrays[-1].dtype in _DTYPES and library.available()
 
 
 def _call(name: str, shape: tuple[int, ...], *arrays: Array) -> Any:
