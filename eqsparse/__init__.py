@@ -1,5 +1,6 @@
 """Sparse models for Equinox: masked layers, pruners, and export that really shrinks a model."""
 
+from . import kernels as kernels
 from ._calibration import (
     AbstractInputCriterion as AbstractInputCriterion,
     AbstractPostTraining as AbstractPostTraining,

@@ -1,6 +1,7 @@
 """Strict dtypes and ranks in all tests; warnings are errors (`pyproject.toml`)."""
 
 import os
+import warnings
 
 import equinox as eqx
 import jax
@@ -51,6 +52,16 @@ def mlp(getkey):
 @pytest.fixture
 def batch(getkey):
     return jax.random.normal(getkey(), (16, 8)), jnp.arange(16) % 4
+
+
+@pytest.fixture(autouse=True, scope="session")
+def kernels():
+    """Our own kernels, compiled where there is a compiler: tests may change where the cache is. Without, all goes on."""
+    import eqsparse  # not before the hook above
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return eqsparse.kernels.available()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -4,7 +4,9 @@ import dataclasses
 from typing import Any
 
 import equinox as eqx
+import jax
 
+from .._kernels import available
 from ._layout import AbstractLayout, DenseLayout, LAYOUTS
 from ._layout.host import Slices
 from .latency import seconds_of
@@ -37,7 +39,8 @@ class Fastest:
         if type(layer) not in _MULTIPLYING or 0 in slices.kept.shape:
             return dense(slices, "fastest")
         sizes = sizes_of(slices)
-        names = [name for name in _CANDIDATES if sizes.get(name, sizes["dense"]) < sizes["dense"]]
+        candidates = _CANDIDATES + _WITH_KERNELS if jax.default_backend() == "cpu" and available() else _CANDIDATES
+        names = [name for name in candidates if sizes.get(name, sizes["dense"]) < sizes["dense"]]
         one = slices._replace(stack=(), weights=slices.weights[:1], kept=slices.kept[:1])
         seconds = seconds_of({name: LAYOUTS[name].encode(one) for name in [*names, "dense"]}, self.batch)
         best = min(seconds, key=lambda name: seconds[name])
@@ -90,4 +93,5 @@ def dense(slices: Slices, reason: str) -> DenseLayout:
 
 
 _CANDIDATES = ("fixed_fanin", "bcsr", "block")
+_WITH_KERNELS = ("nm",)  # without kernels of our own it is never the fastest, and takes seconds to time
 _MULTIPLYING = (eqx.nn.Linear, eqx.nn.GRUCell, eqx.nn.LSTMCell)

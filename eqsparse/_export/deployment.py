@@ -1,6 +1,5 @@
 """A compiled form of a model that runs where eqsparse is not installed."""
 
-import contextlib
 import importlib.util
 import os
 from collections.abc import Callable
@@ -10,7 +9,7 @@ import jax
 from jax import export
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-from .._kernels import CUSTOM_CALLS, plain_operations
+from .._kernels import CUSTOM_CALLS, operations_of_jax, plain_operations
 from .._model import nbytes
 from ._file import checked_path, replacing
 
@@ -55,7 +54,7 @@ def deploy(path: str | os.PathLike[str], function: Callable[..., Any], *args: An
         raise ValueError(f"`deploy(function=...)` must be a model or function. Got {type(function).__name__}.")
     if importlib.util.find_spec("flatbuffers") is None:
         raise ImportError('`deploy` needs flatbuffers: pip install "eqsparse[deploy]"')
-    with plain_operations() if portable else contextlib.nullcontext():
+    with plain_operations() if portable else operations_of_jax():
         exported = _export(function, args, _PLATFORMS if portable else None, () if portable else CUSTOM_CALLS)
     data = exported.serialize()
     with replacing(target) as file:

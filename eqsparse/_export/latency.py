@@ -1,8 +1,8 @@
 """How fast layouts are here: measured once for each shape, and remembered.
 
 What is timed is the product of the very layouts to choose from with a batch, compiled, taking turns. The figures stay
-in memory and in the user's cache folder, by device, JAX version, shapes and batch: the same model gets the same
-layouts again.
+in memory and in the user's cache folder, by device, JAX version, our own kernels, shapes and batch: the same model
+gets the same layouts again.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._kernels import fingerprint
 from ._layout import AbstractLayout
 
 _ROUNDS = 9
@@ -63,7 +64,8 @@ def _measure(layouts: Mapping[str, AbstractLayout], batch: int) -> dict[str, flo
 def _key(layouts: Mapping[str, AbstractLayout], batch: int) -> str:
     device = jax.devices()[0]
     shapes = {name: [str(jax.tree.structure(x)), *map(_shown, jax.tree.leaves(x))] for name, x in layouts.items()}
-    what = [device.platform, device.device_kind, _processor(), jax.__version__, batch, shapes]
+    kernels = fingerprint() if device.platform == "cpu" else ""
+    what = [device.platform, device.device_kind, _processor(), jax.__version__, kernels, batch, shapes]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
 
 

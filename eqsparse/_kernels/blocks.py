@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Integer
 
+from ._native import calls
 from .linear import SparseProduct
 
 _CHUNK = 2**19  # numbers gathered at a time
@@ -46,4 +47,4 @@ def _wide(indices: Array) -> Array:
     return indices.astype(jnp.int32)
 
 
-block_product = SparseProduct("eqsparse_block", _product)
+block_product = SparseProduct("eqsparse_block", _product, native=calls("eqsparse_block", fewest=2))

@@ -1,14 +1,16 @@
 """Products of a CSR matrix with dense ones, on whole matrices.
 
-These three functions are what the primitives of `spmm.py` lower to, and all that a faster kernel has to
-replace. They share these conventions:
+The primitives of `spmm.py` lower to these three functions where eqsparse's own kernels do not serve. Conventions:
 
 - The sparse matrix has the static `shape` (out, in). Its rows are sorted, its entries unique.
 - Entries past `row_pointers[-1]` are padding: value 0, column `in` (one past the end). No product reads them.
 - Dense arrays have the examples first: `x` is (batch, in), `y` is (batch, out).
-- Values and dense arrays have one dtype, which the caller sees to: float32, float64 or complex.
+- Values and dense arrays have one dtype, which the caller sees to. Half precisions are computed in float32: JAX has
+    no kernel for them on CPU.
+- Columns are int32, or of a smaller type, which is widened: JAX's kernels take int32 only.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +23,20 @@ from .batch import over_batch
 from .plain import plain
 
 
+def _widened(function: Callable) -> Callable:
+    """The function, on whatever it does not take."""
+
+    @functools.wraps(function)
+    def run(*arrays: Array, **static: Any) -> Array:
+        dtype = arrays[-1].dtype
+        wide = jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
+        is_index = lambda array: jnp.issubdtype(array.dtype, jnp.integer)
+        return function(*(a.astype(jnp.int32 if is_index(a) else wide) for a in arrays), **static).astype(dtype)
+
+    return run
+
+
+@_widened
 def product(
     values: Inexact[Array, " nnz"],
     columns: Int32[Array, " nnz"],
@@ -53,6 +69,7 @@ def product(
     return jax.lax.platform_dependent(x, cpu=on_cpu, default=multiply)
 
 
+@_widened
 def transposed_product(
     values: Inexact[Array, " nnz"],
     columns: Int32[Array, " nnz"],
@@ -76,6 +93,7 @@ def transposed_product(
     return _over_chunks(add, total, parts, y.shape[0], padding=(0, *reversed(shape)))[0].T
 
 
+@_widened
 def sampled_product(
     columns: Int32[Array, " nnz"],
     row_pointers: Int32[Array, " ends"],

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Integer
 
+from ._native import calls
 from .batch import over_batch
 from .linear import SparseProduct
 
@@ -72,7 +73,9 @@ def _sampled(columns: Array, y: Array, x: Array, *, shape: tuple[int, int], stor
     return jax.lax.map(dots, columns)
 
 
-fan_in_product = SparseProduct("eqsparse_fan_in", _product, _transposed, _sampled)
+# Gathered and summed by XLA a product is as fast as by a kernel that has to sort entries by rows first.
+_native = calls("eqsparse_fan_in", fewest=2)._replace(product=None)
+fan_in_product = SparseProduct("eqsparse_fan_in", _product, _transposed, _sampled, _native)
 
 
 def _rows(x: Array) -> Array:

@@ -3,7 +3,8 @@
 A `SparseProduct` is made from one function, the product of a whole matrix stored in some way with a batch. It becomes
 three primitives, each linear in its values and in its dense array, and closed under transposition: the product, the
 product with the transpose, and the product sampled where the matrix stores entries. So they can be differentiated in
-forward and reverse mode, to any order. A faster kernel plugs in here: it replaces one of the three functions.
+forward and reverse mode, to any order. Kernels of our own plug in here: where a product is lowered for CPUs, they take
+the place of the three functions.
 
 They are primitives, and not a `jax.custom_vjp` around a `jax.custom_batching.custom_vmap`, because of the gradient
 of the values: `vmap` of a `custom_vjp` takes one gradient for each example and sums these nnz × batch numbers
@@ -22,6 +23,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Inexact
 
+from ._native import Calls, serves
+from .plain import shipped
+
 
 @final
 class SparseProduct:
@@ -32,7 +36,12 @@ class SparseProduct:
     """
 
     def __init__(
-        self, name: str, product: Callable, transposed: Callable | None = None, sampled: Callable | None = None
+        self,
+        name: str,
+        product: Callable,
+        transposed: Callable | None = None,
+        sampled: Callable | None = None,
+        native: Calls | None = None,
     ):
         """**Arguments:**
 
@@ -43,12 +52,14 @@ class SparseProduct:
             by JAX.
         - `sampled`: `(*indices, y, x, *, shape, stored, **static)` gives the gradient of the values (of shape
             `stored`) if `y` is that of the product. By default the other transpose of `product`.
+        - `native`: The same three in eqsparse's own kernels for CPUs.
         """
-        self.forward = _primitive(name, product, _shape_of_product)
-        self.transposed = _primitive(
-            f"{name}_transposed", transposed or _transposed_of(product), _shape_of_transposed_product
-        )
-        self.sampled = _primitive(f"{name}_sampled", sampled or _sampled_of(product), _shape_of_samples)
+        native = native or Calls(None, None, None, 0)
+        transposed, sampled = transposed or _transposed_of(product), sampled or _sampled_of(product)
+        make = functools.partial(_primitive, fewest=native.fewest)
+        self.forward = make(name, product, native.product, _shape_of_product)
+        self.transposed = make(f"{name}_transposed", transposed, native.transposed, _shape_of_transposed_product)
+        self.sampled = make(f"{name}_sampled", sampled, native.sampled, _shape_of_samples)
         batching.primitive_batchers[self.forward] = _batch_by(_collect, self.forward)
         batching.primitive_batchers[self.transposed] = _batch_by(_collect, self.transposed)
         batching.primitive_batchers[self.sampled] = _batch_by(_loop, self.sampled)
@@ -117,7 +128,7 @@ def _sampled_of(product: Callable) -> Callable:
     return sampled
 
 
-def _primitive(name: str, function: Callable, abstract: Callable) -> Primitive:
+def _primitive(name: str, function: Callable, native: Callable | None, abstract: Callable, fewest: int) -> Primitive:
     primitive = Primitive(name)
 
     def compute(*args: Array, **static: Any) -> Array:
@@ -125,11 +136,19 @@ def _primitive(name: str, function: Callable, abstract: Callable) -> Primitive:
 
     @functools.cache  # static parameters differ from one product to the next: `jax.jit` cannot be told their names
     def compiled(static: tuple[tuple[str, Any], ...]) -> Callable:
-        return jax.jit(functools.partial(compute, **dict(static)))
+        return jax.jit(functools.partial(primitive.bind, **dict(static)))
 
     primitive.def_impl(lambda *args, **static: compiled(tuple(sorted(static.items())))(*args))
     primitive.def_abstract_eval(abstract)
-    mlir.register_lowering(primitive, mlir.lower_fun(compute, multiple_results=False))
+    lower = mlir.lower_fun(compute, multiple_results=False)
+    lower_native = lower if native is None else mlir.lower_fun(native, multiple_results=False)
+
+    def lower_by_platform(ctx: mlir.LoweringRuleContext, *args: Any, **static: Any) -> Any:
+        for_cpu = tuple(ctx.platforms or ctx.module_context.platforms) == ("cpu",)
+        is_native = native is not None and for_cpu and not shipped() and serves(fewest, *ctx.avals_in)
+        return (lower_native if is_native else lower)(ctx, *args, **static)
+
+    mlir.register_lowering(primitive, lower_by_platform)
     return primitive
 
 

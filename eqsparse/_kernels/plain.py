@@ -14,6 +14,17 @@ CUSTOM_CALLS = (
 """The custom calls that products compile to. JAX comes with them all, and promises for none that it stays."""
 
 _PLAIN = ContextVar("eqsparse_plain", default=False)
+_SHIPPED = ContextVar("eqsparse_shipped", default=False)
+
+
+@contextlib.contextmanager
+def operations_of_jax() -> Iterator[None]:
+    """What is lowered within runs where eqsparse is not installed: no kernels of its own."""
+    token = _SHIPPED.set(True)
+    try:
+        yield
+    finally:
+        _SHIPPED.reset(token)
 
 
 @contextlib.contextmanager
@@ -21,7 +32,8 @@ def plain_operations() -> Iterator[None]:
     """What is lowered within uses operations of every platform only, no custom calls."""
     token = _PLAIN.set(True)
     try:
-        yield
+        with operations_of_jax():
+            yield
     finally:
         _PLAIN.reset(token)
 
@@ -29,3 +41,8 @@ def plain_operations() -> Iterator[None]:
 def plain() -> bool:
     """Whether a product that is being lowered must do without custom calls."""
     return _PLAIN.get()
+
+
+def shipped() -> bool:
+    """Whether a product that is being lowered must do without kernels of eqsparse."""
+    return _SHIPPED.get()

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import jax.numpy as jnp
-from jaxtyping import Array, Inexact, Int32
+from jaxtyping import Array, Inexact, Int32, Integer
 
+from ._native import calls
 from .csr import product, sampled_product, transposed_product
 from .linear import SparseProduct
 
@@ -13,12 +13,12 @@ def _sampled(*args: Array, stored: tuple[int, ...], **static: Any) -> Array:
     return sampled_product(*args, **static)
 
 
-_CSR = SparseProduct("eqsparse_csr", product, transposed_product, _sampled)
+_CSR = SparseProduct("eqsparse_csr", product, transposed_product, _sampled, calls("eqsparse_csr"))
 
 
 def spmm(
     values: Inexact[Array, " nnz"],
-    columns: Int32[Array, " nnz"],
+    columns: Integer[Array, " nnz"],
     row_pointers: Int32[Array, " ends"],
     x: Array,
     shape: tuple[int, int],
@@ -35,6 +35,4 @@ def spmm(
     **Returns:** An array of shape `(out,)` or `(*batch, out)`, of the dtype that a dense product gives. Half
     precisions are computed in float32 and rounded once: JAX has no sparse kernel for them on CPU.
     """
-    dtype = jnp.result_type(values, x)
-    compute = jnp.float32 if dtype.itemsize < 4 else dtype
-    return _CSR(values.astype(compute), (columns, row_pointers), x.astype(compute), shape).astype(dtype)
+    return _CSR(values, (columns, row_pointers), x, shape)

@@ -1,5 +1,6 @@
 """`to_bcoo` and `BCOOLinear`: the same predictions and gradients as the dense weight, in fewer bytes."""
 
+import contextlib
 import re
 
 import equinox as eqx
@@ -11,7 +12,7 @@ from jax.experimental import sparse
 
 import eqsparse._export.csr as csr
 from eqsparse._export import BCOOLinear, to_bcoo
-from eqsparse._kernels import spmm
+from eqsparse._kernels import operations_of_jax, spmm
 from eqsparse._layers import Masked, MaskedConv2d, MaskedEmbedding, MaskedLinear
 from eqsparse._model import nbytes, sparsify
 
@@ -164,11 +165,14 @@ def test_dtype_of_mixed_arguments_is_that_of_the_dense_layer(getkey):
 
 
 @pytest.mark.parametrize("nest", [1, 2])
-def test_vmap_reaches_one_kernel(getkey, nest):
+@pytest.mark.parametrize("own", [True, False])
+def test_vmap_reaches_one_kernel(getkey, nest, own, kernels):
     exported = to_bcoo(make(getkey())[0])
     x = jax.random.normal(getkey(), (*(4, 3)[:nest], IN))
-    text = jax.jit(lambda x: on_batch(exported, x)).lower(x).as_text()
-    assert text.count(f"call @{KERNEL}(") == 1 and "while" not in text
+    with contextlib.nullcontext() if own else operations_of_jax():
+        text = jax.jit(lambda x: on_batch(exported, x)).lower(x).as_text()
+    kernel = "eqsparse_csr" if own and kernels else KERNEL
+    assert text.count(f"call @{kernel}(") == 1 and "while" not in text
 
 
 # Derivatives.

@@ -1,0 +1,176 @@
+// The products, compiled apart from XLA's headers: both take seconds, and are compiled at once.
+
+#include "product.h"
+
+namespace eqsparse {
+
+// Nanoseconds that a product takes, about, on one thread.
+double cost_of(int64_t entries, int64_t batch, int64_t dense) {
+  return batch == 1 ? 0.5 * (entries + dense) : 0.03 * (entries + dense) * (batch + 16);
+}
+
+// Some for each worker, so that none waits long for the others; of vectors so few that columns, which are read twice,
+// are in the cache the second time.
+int64_t rows_per_task(int64_t rows, int64_t workers, int64_t entries, int64_t batch) {
+  const int64_t fair = (rows / (8 * workers) + 7) / 8 * 8;
+  const int64_t cached = batch == 1 ? 16384 * rows / std::max<int64_t>(entries, 1) : kRows;
+  return std::clamp<int64_t>(std::min(fair, cached), 8, kRows);
+}
+
+int64_t parts_of(int64_t size, int64_t part) { return (size + part - 1) / part; }
+
+// Calls `f` with the number of vectors of a strip, as a constant.
+template <class F>
+void for_lanes(int64_t lanes, F f) {
+  switch (lanes / kWidth) {
+    case 1: return f(std::integral_constant<int, 1>());
+    case 2: return f(std::integral_constant<int, 2>());
+    case 4: return f(std::integral_constant<int, 4>());
+    case 8: return f(std::integral_constant<int, 8>());
+    case 16: return f(std::integral_constant<int, 16>());
+  }
+}
+
+// Room for each worker to decode rows in. `ok` is false without memory.
+template <class C>
+struct Rooms {
+  int64_t most, step;
+  float* values;
+  C* columns;
+  int32_t *begins, *ends;
+  bool ok;
+
+  Rooms(const Source<C>& a, int64_t step, int64_t workers, const Machine& machine)
+      : most(a.most(step)), step(step) {
+    values = machine.array<float>(workers * most);
+    columns = machine.array<C>(workers * most);
+    begins = machine.array<int32_t>(workers * step);
+    ends = machine.array<int32_t>(workers * step);
+    ok = values && columns && begins && ends;
+  }
+
+  Room<C> of(int64_t worker) const {
+    return {values + worker * most, columns + worker * most, begins + worker * step, ends + worker * step};
+  }
+};
+
+constexpr int64_t kPackColumns = 512;  // columns of a batch that one task lays out in strips
+
+int64_t packing_tasks(int64_t size, const Batch& batch) { return batch.strips * parts_of(size, kPackColumns); }
+
+// One task of laying out a batch in strips.
+void pack(const Dense& dense, const Batch& batch, int64_t task, float* strips) {
+  const int64_t parts = parts_of(dense.size, kPackColumns), strip = task / parts, first = task % parts * kPackColumns;
+  dense.read(batch, strip, first, std::min(kPackColumns, dense.size - first),
+             strips + batch.first(strip) * dense.size + first * batch.lanes(strip));
+}
+
+template <class C>
+bool product(const Source<C>& a, int64_t examples, const Dense& x, const Dense& y, const Machine& machine) {
+  const Batch batch(examples, a.in_size);
+  if (examples == 0 || a.out_size == 0) return true;
+  const int64_t workers = machine.workers(cost_of(a.stored, examples, a.in_size + a.out_size));
+  const int64_t step = rows_per_task(a.out_size, workers, a.stored, examples), blocks = parts_of(a.out_size, step);
+  float* strips = machine.array<float>(a.in_size * batch.all_lanes());
+  float* sums = machine.array<float>(workers * step * kLanes);
+  const Rooms<C> rooms(a, step, workers, machine);
+  if (!strips || !sums || !rooms.ok) return false;
+
+  machine.run({packing_tasks(a.in_size, batch), blocks}, workers, [&](int phase, int64_t task, int64_t worker) {
+    if (phase == 0) return pack(x, batch, task, strips);
+    const int64_t first = task * step, count = std::min(step, a.out_size - first);
+    const Rows<C> rows = a.rows(first, count, rooms.of(worker));
+    float* own = sums + worker * step * kLanes;
+    for (int64_t strip = 0; strip < batch.strips; ++strip) {
+      const float* from = strips + batch.first(strip) * a.in_size;
+      const int64_t lanes = batch.lanes(strip);
+      if (lanes == 1) multiply_vector(rows, from, own);
+      for_lanes(lanes, [&](auto n) { multiply<n>(rows, from, a.in_size, own); });
+      y.write(batch, strip, first, count, own);
+    }
+  });
+  return true;
+}
+
+// Threads take strips of the batch; where there are too few, parts of the rows, and their sums are added up.
+template <class C>
+bool transposed_product(const Source<C>& a, int64_t examples, const Dense& y, const Dense& x, const Machine& machine) {
+  const Batch batch(examples, a.in_size);
+  if (examples == 0 || a.in_size == 0) return true;
+  const int64_t workers = machine.workers(2 * cost_of(a.stored, examples, a.in_size + a.out_size));
+  const int64_t parts = batch.strips >= workers ? 1 : workers, size = a.in_size * batch.all_lanes();
+  const int64_t step = rows_per_task(a.out_size, parts, a.stored, examples), blocks = parts_of(a.out_size, step);
+  float* strips = machine.array<float>(a.out_size * batch.all_lanes());
+  float* sums = machine.array<float>(parts * size);
+  const Rooms<C> rooms(a, step, workers, machine);
+  if (!strips || !sums || !rooms.ok) return false;
+
+  auto add_rows = [&](int64_t task, int64_t worker) {
+    const int64_t strip = task / parts, part = task % parts, lanes = batch.lanes(strip);
+    float* own = sums + part * size + batch.first(strip) * a.in_size;
+    std::fill(own, own + lanes * a.in_size, 0.f);
+    for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block) {
+      const int64_t first = block * step, count = std::min(step, a.out_size - first);
+      const Rows<C> rows = a.rows(first, count, rooms.of(worker));
+      const float* from = strips + batch.first(strip) * a.out_size + first * lanes;
+      if (lanes == 1) multiply_vector_transposed(rows, from, own);
+      for_lanes(lanes, [&](auto n) { multiply_transposed<n>(rows, from, a.in_size, own); });
+    }
+  };
+  auto add_parts = [&](int64_t task) {
+    const int64_t columns = parts_of(a.in_size, kPackColumns), strip = task / columns;
+    const int64_t first = task % columns * kPackColumns, count = std::min(kPackColumns, a.in_size - first);
+    const int64_t lanes = batch.lanes(strip);
+    float* total = sums + batch.first(strip) * a.in_size + first * lanes;
+    for (int64_t part = 1; part < parts; ++part)
+      for (int64_t i = 0; i < count * lanes; ++i) total[i] += total[part * size + i];
+    x.write(batch, strip, first, count, total);
+  };
+  machine.run({packing_tasks(a.out_size, batch), batch.strips * parts, packing_tasks(a.in_size, batch)}, workers,
+              [&](int phase, int64_t task, int64_t worker) {
+                if (phase == 0) return pack(y, batch, task, strips);
+                if (phase == 1) return add_rows(task, worker);
+                add_parts(task);
+              });
+  return true;
+}
+
+template <class C>
+bool sampled_product(const Source<C>& a, int64_t examples, const Dense& y, const Dense& x, void* samples,
+                     const Machine& machine) {
+  const int64_t lanes = (examples + kWidth - 1) / kWidth * kWidth;
+  const int64_t workers = machine.workers(cost_of(a.stored, lanes, a.in_size + a.out_size));
+  const int64_t step = rows_per_task(a.out_size, workers, a.stored, examples), blocks = parts_of(a.out_size, step);
+  float* left = machine.array<float>(a.out_size * lanes);
+  float* right = machine.array<float>(a.in_size * lanes);
+  const Rooms<C> rooms(a, step, workers, machine);
+  float* own = machine.array<float>(workers * rooms.most);
+  if (!left || !right || !rooms.ok || !own) return false;
+
+  const int64_t above = parts_of(a.out_size, kPackColumns), across = parts_of(a.in_size, kPackColumns);
+  machine.run({above + across + 1, blocks}, workers, [&](int phase, int64_t task, int64_t worker) {
+    if (phase == 0) {
+      if (task == above + across) return a.clear(samples);
+      const Dense& dense = task < above ? y : x;
+      const int64_t first = (task < above ? task : task - above) * kPackColumns;
+      const int64_t count = std::min(kPackColumns, dense.size - first);
+      return dense.read(0, examples, first, count, lanes, (task < above ? left : right) + first * lanes);
+    }
+    const int64_t first = task * step, count = std::min(step, a.out_size - first);
+    const Rows<C> rows = a.rows(first, count, rooms.of(worker));
+    float* to = a.samples(rows, samples, own + worker * rooms.most);
+    sample(rows, left + first * lanes, right, a.in_size, lanes, to);
+    a.put(first, rows, to, samples);
+  });
+  return true;
+}
+
+#define EQSPARSE_PRODUCTS(C)                                                                                     \
+  template bool product(const Source<C>&, int64_t, const Dense&, const Dense&, const Machine&);                  \
+  template bool transposed_product(const Source<C>&, int64_t, const Dense&, const Dense&, const Machine&);       \
+  template bool sampled_product(const Source<C>&, int64_t, const Dense&, const Dense&, void*, const Machine&);
+
+EQSPARSE_PRODUCTS(uint16_t)
+EQSPARSE_PRODUCTS(int32_t)
+
+}  // namespace eqsparse

@@ -1,0 +1,49 @@
+// Work shared between threads of a pool that belongs to someone else.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <thread>
+
+namespace eqsparse {
+
+// Runs `run(phase, task, worker)` for all tasks of the phases, each phase after the one before. `phases[i]` counts the
+// tasks of phase i; `worker` is below `workers`, and no two tasks of one worker run at a time.
+//
+// The caller works too, and waits only for tasks that a thread has begun: so nothing waits for a place in the pool,
+// whose threads may all be callers.
+template <int Phases, class Schedule, class Run>
+void share(const int64_t (&phases)[Phases], int64_t workers, Schedule schedule, Run run) {
+  int64_t ends[Phases], total = 0;
+  for (int i = 0; i < Phases; ++i) ends[i] = total += phases[i];
+
+  struct State {
+    std::atomic<int64_t> next{0}, done{0};
+  };
+  auto state = std::make_shared<State>();  // outlives this call in helpers that come too late to find a task
+  auto wait_for = [](State& state, int64_t tasks) {
+    for (int64_t spins = 0; state.done.load(std::memory_order_acquire) < tasks; ++spins)
+      if (spins > 100) std::this_thread::yield();
+  };
+  auto work = [&](State& state, int64_t task, int64_t worker) {
+    for (; task < total; task = state.next.fetch_add(1)) {
+      int phase = 0;
+      while (task >= ends[phase]) ++phase;
+      int64_t start = phase ? ends[phase - 1] : 0;
+      wait_for(state, start);
+      run(phase, task - start, worker);
+      state.done.fetch_add(1, std::memory_order_release);
+    }
+  };
+  for (int64_t worker = 1; worker < std::min(workers, total); ++worker)
+    schedule([state, total, worker, &work] {
+      int64_t task = state->next.fetch_add(1);
+      if (task < total) work(*state, task, worker);  // else the caller, and `work` with it, may be gone
+    });
+  work(*state, state->next.fetch_add(1), 0);
+  wait_for(*state, total);
+}
+
+}  // namespace eqsparse

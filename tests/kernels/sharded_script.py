@@ -1,0 +1,48 @@
+"""Runs on 8 virtual devices (started by `test_transforms.py`)."""
+
+import jax
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+import dataclasses  # noqa: E402
+
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P  # noqa: E402
+
+import eqsparse  # noqa: E402
+
+OUT, IN, BATCH = 24, 40, 32
+
+
+def main():
+    assert jax.device_count() == 8 and eqsparse.kernels.available()
+    rng = np.random.default_rng(0)
+    weight = np.where(rng.random((OUT, IN)) < 0.3, rng.standard_normal((OUT, IN)), 0).astype(np.float32)
+    layout = eqsparse.BCSRLayout.from_dense(weight, weight != 0)
+    x, y = (jnp.asarray(rng.standard_normal((BATCH, size)), jnp.float32) for size in (IN, OUT))
+
+    def gradients(values, x, y):
+        run = lambda values, x: jax.vmap(lambda x: dataclasses.replace(layout, values=values) @ x)(x)
+        out, pull_back = jax.vjp(run, values, x)
+        return out, *pull_back(y)
+
+    expected = (x @ weight.T, (y.T @ x)[weight != 0], y @ weight)
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+        with jax.set_mesh(mesh):
+            shards = [jax.device_put(a, NamedSharding(mesh, P("data"))) for a in (x, y)]
+            mapped = jax.shard_map(gradients, mesh=mesh, in_specs=(P(), P("data"), P("data")), out_specs=(P("data"), P(), P("data")))  # fmt: skip
+            runs = {"shard_map": mapped} if kind == AxisType.Explicit else {"shard_map": mapped, "compiler": gradients}
+            for name, run in runs.items():
+                text = jax.jit(run).lower(layout.values, *shards).as_text()
+                assert text.count("custom_call @eqsparse_csr") == 3, name
+                for found, wanted in zip(jax.jit(run)(layout.values, *shards), expected, strict=True):
+                    np.testing.assert_allclose(found, wanted, atol=1e-4, err_msg=name)
+
+
+if __name__ == "__main__":
+    main()
