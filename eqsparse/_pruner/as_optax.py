@@ -44,8 +44,8 @@ def as_optax(pruner: "AbstractPruner") -> optax.GradientTransformationExtraArgs:
     ) -> tuple[PyTree, OptaxState]:
         if params is None:
             raise ValueError("`params` must be given to `update`: masks are those of the parameters. Got None.")
-        same_model(state.pruner, outline(params, state.masks), type(pruner).__name__)
-        grads = like_parameters(updates, params)
+        same_model(state.pruner, outline(params, state.masks), type(pruner).__name__, "params")
+        grads = like_parameters(updates, params, "updates", "params")
         turn = pruner.turn(params, state.masks, state.pruner, grads, extra)
         first = state.pruner.step == 0  # when parameters are not on their masks yet
         landed = update_if(first, lambda _: turn.landed(params).parameters, params)

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 Outline: TypeAlias = tuple[tuple[str, str], ...]
 
 
-def like_parameters(grads: PyTree, parameters: PyTree) -> PyTree:
-    """The gradients in the tree of the parameters; raises if they are of another model."""
+def like_parameters(grads: PyTree, parameters: PyTree, argument: str = "grads", model: str = "model") -> PyTree:
+    """The gradients in the tree of the parameters; raises if they are of another model.
+
+    `argument` and `model` are what the caller's own arguments are called, here and below.
+    """
     want = {path: leaf.shape for path, leaf in leaves_by_path(parameters)}
     there = dict(leaves_by_path(grads))
     found = {path: leaf for path, leaf in there.items() if eqx.is_inexact_array(leaf)}
@@ -25,8 +28,8 @@ def like_parameters(grads: PyTree, parameters: PyTree) -> PyTree:
     if want != got:
         path = next(p for p in {**want, **got} if want.get(p) != got.get(p))
         raise ValueError(
-            "`grads` must have one floating-point array for each parameter of `model`, as `eqx.filter_grad` gives "
-            f"them. At `{path}` the model has {_shape(want.get(path))}. Got {_leaf(there.get(path))}."
+            f"`{argument}` must have one floating-point array for each parameter of `{model}`, as a gradient has. "
+            f"{_at(path)} `{model}` has {_shape(want.get(path))}. Got {_leaf(there.get(path))}."
         )
     return jax.tree.unflatten(jax.tree.structure(parameters), [found[path] for path in want])
 
@@ -41,7 +44,7 @@ def outline(parameters: PyTree, masks: Mapping[str, Mask]) -> Outline:
     return (*found, *((path, f"shape {tuple(leaf.shape)}") for path, leaf in others if path not in sites))
 
 
-def same_model(state: "PrunerState", here: Outline, maker: str) -> None:
+def same_model(state: "PrunerState", here: Outline, maker: str, model: str = "model") -> None:
     """Raises if the state was made for another model or by another pruner."""
     there = getattr(state, "outline", None)
     if there is None:
@@ -52,7 +55,7 @@ def same_model(state: "PrunerState", here: Outline, maker: str) -> None:
         now, was = dict(here), dict(there)
         path = next((p for p in {**now, **was} if now.get(p) != was.get(p)), "")
         raise ValueError(
-            f"`state` must be that of `model`. At `{path}` the model has {now.get(path, 'nothing')}. "
+            f"`state` must be that of `{model}`. {_at(path)} `{model}` has {now.get(path, 'nothing')}. "
             f"Got a state of {was.get(path, 'nothing')}."
         )
 
@@ -64,6 +67,10 @@ def same_optimiser(state: PyTree, fresh: PyTree) -> None:
             "`state` must be that of this pruner's optimiser. "
             f"Got {_names(state)}, where the optimiser has {_names(fresh)}."
         )
+
+
+def _at(path: str) -> str:
+    return f"At `{path}`" if path else "As a single array"
 
 
 def _names(state: PyTree) -> str:

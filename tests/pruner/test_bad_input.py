@@ -281,12 +281,12 @@ def test_state_of_a_model_that_differs_elsewhere(run):
     other = lambda model, **k: eqsparse.MagnitudePruning(optax.adam(0.1), distribution=0.5, **k).init(model)[1]
     refuses(
         run,
-        r"`state` must be that of `model`. At `0.*bias` the model has shape \(8,\). Got a state of nothing",
+        r"`state` must be that of `model`. At `0.*bias` `model` has shape \(8,\). Got a state of nothing",
         state=other(plain),
     )
     refuses(
         run,
-        r"`state`.*At `0.weight` the model has .* with a mask. Got .* with a packed mask",
+        r"`state`.*At `0.weight` `model` has .* with a mask. Got .* with a packed mask",
         state=other(model_of(), packed=True),
     )
 
