@@ -71,6 +71,14 @@ def number(value: ArrayLike, argument: str, dtype: Any) -> Array:
     return jnp.asarray(value, dtype=dtype)
 
 
+def not_negative(value: ArrayLike, argument: str) -> Array:
+    """A finite number of at least 0, as a float32 array; traced values are taken as they are."""
+    array = number(value, argument, jnp.float32)
+    if known(array) and not np.all((np.asarray(array) >= 0) & np.isfinite(np.asarray(array))):
+        raise ValueError(f"`{argument}` must be finite and not negative. Got {_shown(value)}.")
+    return array
+
+
 def constant(value: Any, argument: str) -> float:
     """A finite number of at least 0 that is compiled in, so never an array that is traced."""
     _one_number(value, argument)

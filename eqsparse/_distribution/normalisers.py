@@ -29,6 +29,8 @@ def by_what_is_larger(scores: Float[Array, "..."], core_rank: int) -> Float[Arra
     sharded array is gathered for it.
     """
     shape = scores.shape
+    if scores.size == 0:
+        return scores
     layers = scores.reshape(-1, math.prod(shape[scores.ndim - core_rank :]))
     return jax.vmap(_lamp)(layers).reshape(shape)
 

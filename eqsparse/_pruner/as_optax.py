@@ -35,7 +35,7 @@ def as_optax(pruner: "AbstractPruner") -> optax.GradientTransformationExtraArgs:
     def init(params: PyTree) -> OptaxState:
         sites = read(params)
         pruned = pruner.plan_for(sites)(pruner.distribution).sites
-        masks = {p: s.mask or Mask.full(s.weight, packed=pruner.packed) for p, s in pruned.items()}
+        masks = {p: s.mask or pruner.mask_at_first(s.weight) for p, s in pruned.items()}
         turn, state = pruner.begin(params, masks_of(sites) | masks)
         return own_buffers(OptaxState(turn.masks, state))
 
@@ -44,6 +44,8 @@ def as_optax(pruner: "AbstractPruner") -> optax.GradientTransformationExtraArgs:
     ) -> tuple[PyTree, OptaxState]:
         if params is None:
             raise ValueError("`params` must be given to `update`: masks are those of the parameters. Got None.")
+        if not isinstance(state, OptaxState):
+            raise ValueError(f"`state` must come from `init` or the last `update`. Got {type(state).__name__}.")
         same_model(state.pruner, outline(params, state.masks), type(pruner).__name__, "params")
         grads = like_parameters(updates, params, "updates", "params")
         turn = pruner.turn(params, state.masks, state.pruner, grads, extra)
@@ -65,4 +67,9 @@ def forward_params(params: PyTree, state: PyTree) -> PyTree:
             f"Got {len(found)} in {type(state).__name__}."
         )
     weights = weights_of(params)
+    missing = [path for path in found[0].masks if path not in weights]
+    if missing:
+        raise ValueError(
+            f"`forward_params(params=...)` must be the parameters that the state is of. Got none at {missing[:5]}."
+        )
     return write(params, {path: masked(weights[path], mask) for path, mask in found[0].masks.items()})

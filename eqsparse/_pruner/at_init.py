@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Bool, Int32, PRNGKeyArray, PyTree
 from .._check import whole
 from .._criterion import AbstractCriterion, Flow, Saliency
 from .._distribution import AbstractDistribution, Global
+from .._mask import Mask
 from .._schedule import Rounds
 from .._sites import masks_of, read, weights_of, write
 from ._transition import AbstractTransition, Kept, Moment, Monotone
@@ -44,6 +45,10 @@ class AbstractPruningAtInit(AbstractPruner):
         """**Arguments:** those of every pruner. A float as `distribution` stands for `Global(normalise=False)`, as in
         the paper."""
         super().__init__(optim, distribution=_all_together(distribution), **common)
+
+    def mask_at_first(self, weight: Array) -> Mask:
+        """`prune` leaves zeros in parameters that hold no masks: these stay."""
+        return Mask(weight != 0, packed=self.packed)
 
     @abc.abstractmethod
     def gradients(self, model: PyTree, loss: Loss, data: PyTree) -> PyTree:

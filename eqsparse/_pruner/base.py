@@ -259,6 +259,10 @@ class AbstractPruner(eqx.Module):
 
         return to_config(self)
 
+    def mask_at_first(self, weight: Array) -> Mask:
+        """The mask that a weight without one begins with, in `as_optax`."""
+        return Mask.full(weight, packed=self.packed)
+
     def criteria(self) -> dict[str, AbstractCriterion]:
         """All criteria by role: the pruner's own, and those of its transition."""
         return {WORTH: self.criterion, **self.transition.criteria()}

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, final
 import optax
 from jaxtyping import Array, ArrayLike, Int32
 
+from .._check import known
 from .._criterion import AbstractCriterion, Magnitude
 from .._schedule import Rounds
 from ._transition import AbstractTransition, Select
@@ -87,6 +88,11 @@ class LotteryTicket(AbstractPruner):
             raise ValueError("`LotteryTicket(schedule=...)` must not be given: `rounds` and `steps` say when.")
         self.order = Rewinding(rewind)
         self.schedule = Rounds(rounds, steps)
+        if known(self.rewind) and known(self.steps) and self.rewind >= self.steps:
+            raise ValueError(
+                f"`LotteryTicket(rewind=...)` must be a step of the first round, below `steps={int(self.steps)}`. "
+                f"Got {int(self.rewind)}."
+            )
         super().__init__(optim, schedule=self.schedule, **common)
 
     @property

@@ -6,7 +6,7 @@ import equinox as eqx
 import optax
 from jaxtyping import ArrayLike
 
-from .._check import unit
+from .._check import known, unit
 from .._criterion import AbstractCriterion, Magnitude
 from .._distribution import AbstractDistribution, Uniform
 from ._transition import Nested
@@ -51,7 +51,9 @@ class TopKAST(AbstractPruner):
         The others are those of every pruner.
         """
         distribution = as_distribution(distribution)
-        self.transition = Nested(_alike(backward_sparsity, distribution))
+        backward = _alike(backward_sparsity, distribution)
+        _check_superset(backward, distribution)
+        self.transition = Nested(backward)
         self.view = SupersetView(decay)
         super().__init__(optim, distribution=distribution, **common)
 
@@ -71,3 +73,13 @@ def _alike(backward: AbstractDistribution | ArrayLike, forward: AbstractDistribu
     if not hasattr(forward, "sparsity"):
         return Uniform(sparsity)
     return eqx.tree_at(lambda d: d.sparsity, forward, sparsity)
+
+
+def _check_superset(backward: AbstractDistribution, forward: AbstractDistribution) -> None:
+    """Raises where what trains is known to be fewer weights than what runs."""
+    fewer, more = (getattr(distribution, "sparsity", None) for distribution in (forward, backward))
+    if fewer is not None and more is not None and known(fewer) and known(more) and more > fewer:
+        raise ValueError(
+            f"`TopKAST(backward_sparsity=...)` must be at most the sparsity of `distribution`, {float(fewer):g}. "
+            f"Got {float(more):g}."
+        )

@@ -88,7 +88,7 @@ class Turn:
         updates, stepped, state = optimise(
             optim, write(setting.grads, pulled), self.settled().optim, self.parameters, setting.extra
         )
-        return dataclasses.replace(self, optim=state, updates=updates).landed(stepped)
+        return dataclasses.replace(self, optim=state, updates=_as_wide(updates, self.parameters)).landed(stepped)
 
     def settled(self) -> "Turn":
         """With an optimiser's state that knows of the masks."""
@@ -139,6 +139,12 @@ class Turn:
         weights, updates = weights_of(parameters), weights_of(self.updates)
         land = lambda path, place: self.setting.view(path).land_update(updates[path], weights[path], place)
         return write(self.updates, {path: land(path, place) for path, place in self.places().items()})
+
+
+def _as_wide(updates: PyTree, parameters: PyTree) -> PyTree:
+    """Updates in the dtype of their parameter where that is wider: to take a weight to zero they must hold it."""
+    wide = lambda u, p: u.astype(p.dtype) if p.dtype.itemsize > u.dtype.itemsize else u
+    return jax.tree.map(wide, updates, parameters)
 
 
 def key_for(key: Array, step: Any, role: str) -> Array:

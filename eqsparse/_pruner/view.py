@@ -7,7 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float32, Shaped
 
-from .._check import number
+from .._check import not_negative
 from .._mask import on_mask
 
 
@@ -78,7 +78,7 @@ class StraightThroughView(AbstractView):
 
         - `decay`: λ, `None` for none.
         """
-        self.decay = None if decay is None else number(decay, "decay", jnp.float32)
+        self.decay = None if decay is None else not_negative(decay, "decay")
 
     def pull_back(self, grads: Array, weight: Array, place: Place) -> Array:
         if self.decay is None:
@@ -111,7 +111,7 @@ class SupersetView(AbstractView):
 
         - `decay`: λ, `None` for none.
         """
-        self.decay = None if decay is None else number(decay, "decay", jnp.float32)
+        self.decay = None if decay is None else not_negative(decay, "decay")
 
     def pull_back(self, grads: Array, weight: Array, place: Place) -> Array:
         if self.decay is not None and place.density is not None:

@@ -62,7 +62,8 @@ class Contest(NamedTuple):
 
     def tally_of_all(self) -> UInt32[Array, "..."]:
         """Weights of each contest: a constant, laid out as the contests are."""
-        each = jnp.full_like(self.scores, 1, jnp.uint32) * jnp.asarray(self.sizes, jnp.uint32)
+        sizes = jnp.broadcast_to(jnp.asarray(self.sizes, jnp.uint32), self.scores.shape)
+        each = jnp.full_like(self.scores, 1, jnp.uint32) * sizes
         return jnp.sum(each, axis=self.axes, dtype=jnp.uint32)
 
     def at_least(self, keys: UInt[Array, "..."], points: Sequence[Array]) -> list[UInt32[Array, "..."]]:

@@ -49,3 +49,9 @@ def test_what_is_not_finite():
     pruned = eqsparse.MagnitudePruning(distribution=eqsparse.LAMP(0.5)).prune(w)
     np.testing.assert_array_equal(np.asarray(pruned) != 0, [[True, False, True, False], [True, False, True, False]])
     assert not np.asarray(by_what_is_larger(jnp.zeros((2, 2)), 2)).any()
+
+
+def test_empty_arrays():
+    pruner = eqsparse.MagnitudePruning(distribution=eqsparse.LAMP(0.5))
+    pruned = pruner.prune({"a": jnp.zeros((0, 4)), "b": jnp.ones((4, 4))})
+    assert pruned["a"].shape == (0, 4) and int((pruned["b"] != 0).sum()) == 8

@@ -191,3 +191,41 @@ def test_what_goes_wrong():
     # In a chain the state is found as well.
     chained = optax.chain(optax.clip(1.0), tx).init(params)
     assert np.count_nonzero(pruner.forward_params(params, chained)["w"]) == 16
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", ["magnitude", "static", "lottery"])
+def test_gradients_narrower_than_the_parameters(name, dtype):
+    """What takes a weight to zero must hold it."""
+    params = {"w": jax.random.normal(KEY, (8, 12))}
+    tx = PRUNERS[name]().as_optax()
+    state = tx.init(params)
+    for t in range(10):
+        updates, state = tx.update({"w": random_like(params["w"], t).astype(dtype)}, state, params)
+        with jax.numpy_dtype_promotion("standard"):
+            params = optax.apply_updates(params, updates)
+        assert not np.asarray(params["w"])[~np.asarray(state.masks["w"].dense())].any()
+    assert int(state.masks["w"].nnz()) == 24
+
+
+def test_pruned_at_initialisation():
+    """The zeros that `prune` leaves are the masks."""
+    params = {"w": jax.random.normal(KEY, (4, 6))}
+    pruner = eqsparse.SNIP(optax.sgd(0.1), distribution=0.5)
+    pruned = pruner.prune(params, loss=lambda p, _: (p["w"] ** 2).sum(), data=None)
+    tx = pruner.as_optax()
+    state = tx.init(pruned)
+    updates, state = tx.update({"w": jnp.ones((4, 6))}, state, pruned)
+    after = optax.apply_updates(pruned, updates)
+    np.testing.assert_array_equal(np.asarray(after["w"]) == 0, np.asarray(pruned["w"]) == 0)
+    assert np.count_nonzero(after["w"]) == 12
+
+
+def test_states_and_parameters_of_others():
+    params = {"w": jnp.ones((4, 4))}
+    pruner = PRUNERS["magnitude"]()
+    tx = pruner.as_optax()
+    with pytest.raises(ValueError, match=r"`state` must come from `init` or the last `update`. Got tuple"):
+        tx.update(params, optax.sgd(0.1).init(params), params)
+    with pytest.raises(ValueError, match=r"`forward_params\(params=...\)` must be the parameters .* \['w'\]"):
+        pruner.forward_params({"z": jnp.ones((4, 4))}, tx.init(params))

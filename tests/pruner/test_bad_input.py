@@ -462,3 +462,13 @@ def test_a_traced_target_that_runs_cannot_reach_is_clamped_too():
         return pruner.step(model, None, state)[0][0].masks["weight"].nnz()
 
     assert [int(count(jnp.asarray(s))) for s in (0.0, 0.3, 0.9)] == [64, 48, 32]
+
+
+def test_settings_that_contradict_each_other():
+    with pytest.raises(ValueError, match=r"`LotteryTicket\(rewind=...\)` must be a step of the first round.*Got 5"):
+        eqsparse.LotteryTicket(distribution=0.5, rounds=2, steps=5, rewind=5)
+    with pytest.raises(ValueError, match=r"`TopKAST\(backward_sparsity=...\)` must be at most .*0.5. Got 0.9"):
+        eqsparse.TopKAST(distribution=0.5, backward_sparsity=0.9)
+    for decay in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="`decay` must be finite and not negative"):
+            eqsparse.SRSTE(distribution=0.5, decay=decay)

@@ -34,9 +34,9 @@ def test_account_of_an_exported_model():
         "kept": kept,
         "sparsity": 1 - kept / 2048,
         "bytes_dense": 8192,
-        "bytes_exported": kept * 8 + 33 * 4,
+        "bytes_exported": kept * 6 + 33 * 4,  # columns in 16 bits
         "bytes_minimum": minimum,
-        "of_minimum": (kept * 8 + 132) / minimum,
+        "of_minimum": (kept * 6 + 132) / minimum,
     }
     assert (second["layout"], second["reason"], second["kept"]) == ("dense", "asked for", int(masks[1].sum()))
     assert found.total["other_bytes"] == (32 + 16 + 16 + 16) * 4

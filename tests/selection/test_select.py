@@ -46,7 +46,8 @@ def limbs(k):
 
 def by_order(scores):
     """Flat indices from the largest score to the smallest; ties by index, NaN last (NumPy sorts it last)."""
-    return np.argsort(-np.asarray(scores).astype(np.float64).ravel(), kind="stable")
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return np.argsort(-np.asarray(scores).astype(np.float64).ravel(), kind="stable")
 
 
 def largest(scores, k):
