@@ -27,10 +27,9 @@ def make_model(key):
 
 def zeroed(tree, model):
     """A tree like the model, its weights zero where the model's masks are `False`."""
-    masked = lambda node: isinstance(node, eqsparse.MaskedLinear)
-    weight = lambda node: node.layer.weight
-    zero = lambda node, like: eqx.tree_at(weight, node, jnp.where(like.masks["weight"].dense(), weight(node), 0))
-    return jax.tree.map(lambda n, m: zero(n, m) if masked(m) else n, tree, model, is_leaf=masked)
+    weights = lambda tree: [tree.layers[i].layer.weight for i in (0, 2, 4)]
+    masks = [model.layers[i].masks["weight"].dense() for i in (0, 2, 4)]
+    return eqx.tree_at(weights, tree, [jnp.where(m, w, 0) for m, w in zip(masks, weights(tree), strict=True)])
 
 
 def main():
