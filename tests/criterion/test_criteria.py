@@ -276,3 +276,17 @@ def test_compiled_and_mapped(criterion):
     assert mapped.shape == (3, 4, 5)
     if not isinstance(criterion, Random):  # lots depend on the shape and are shared by what is mapped
         np.testing.assert_array_equal(np.asarray(mapped), np.asarray(eager))
+
+
+def test_lots_of_large_arrays_are_the_same_on_one_device_and_on_several(monkeypatch):
+    """They are drawn by parts, in a loop or side by side."""
+    for shape in ((300, 700), (3, 90, 40, 3, 3), (70_000,)):
+        weights, key = {"w": jnp.zeros(shape)}, jax.random.key(3)
+        one = np.asarray(Random().scores(weights, key=key)["w"])
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "device_count", lambda *_: 8)
+            several = np.asarray(Random().scores(weights, key=key)["w"])
+        np.testing.assert_array_equal(one, several)
+        assert one.shape == shape and one.dtype == np.uint32
+        assert np.unique(one).size > 0.999 * one.size  # no part draws what another does
+        assert abs(one.mean() / 2**32 - 0.5) < 0.005

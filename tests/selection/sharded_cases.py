@@ -1,6 +1,7 @@
 """What is selected on one device and on eight, to compare: shared by the test and the script that it starts."""
 
 import functools
+import importlib
 from typing import NamedTuple
 
 import jax
@@ -12,6 +13,8 @@ from eqsparse._mask import Mask
 from eqsparse._selection import density_of, finish_all
 from eqsparse._sites import read
 from eqsparse._structure import Block, Channel, Geometry, NM, Unstructured
+
+select = importlib.import_module("eqsparse._selection.select")  # the room has a function of that name
 
 ROWS, COLUMNS = 64, 320  # a shard has 8 rows or 40 columns: runs of 4 and 40, tiles of 4 and bytes of 8 align
 
@@ -28,6 +31,7 @@ class Case(NamedTuple):
     specs: list
     stack: tuple = ()
     sparsities: tuple = (0.0, 0.9, 0.5, 1.0)
+    many: int = select._MANY  # from how many groups on keys are searched byte by byte
 
 
 @functools.cache  # the same function for the same structure, so that one device finds its masks once
@@ -89,6 +93,9 @@ CASES = {
     "global, no norm": shared(Unstructured(), [("a", "b"), ("b", None)], normalise=False, floor=0),
     "global, large floor": shared(Unstructured(), [("x", None), (None, "x")], floor=9000),
     "global tiles": shared(Block((4, 4)), [("x", None), (None, "x")], normalise=False, floor=0),
+    "byte by byte, by rows": one(Unstructured(), "x", None, many=0),
+    "byte by byte, by both": one(Unstructured(), "a", "b", many=0),
+    "byte by byte, global": shared(Unstructured(), [("x", None), (None, "x")], floor=0)._replace(many=0),
     "packed by rows": Case(packing, [("x", None)], (), (0.0,)),
     "packed by columns": Case(packing, [(None, "x")], (), (0.0,)),
 }
@@ -113,5 +120,7 @@ def density(sparsity):
 
 def run(case, arrays):
     """The masks at each sparsity, and the compiled function."""
-    compiled = jax.jit(case.choose).lower(arrays, density(0)).compile(QUICKLY)
+    select._MANY = case.many
+    # A function of its own: what is traced depends on more than the arguments.
+    compiled = jax.jit(lambda *args: case.choose(*args)).lower(arrays, density(0)).compile(QUICKLY)
     return [np.asarray(m) for s in case.sparsities for m in compiled(arrays, density(s))], compiled

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -27,10 +28,13 @@ UNSIGNED = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 @contextlib.contextmanager
-def pretending(devices):
-    """Counting passes have one form on one device, and another where arrays may be sharded."""
+def pretending(devices, many=None):
+    """Counting passes have one form on one device, and another where arrays may be sharded; keys of `many` groups or
+    more are searched byte by byte."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "device_count", lambda *_: devices)
+        if many is not None:
+            patch.setattr(importlib.import_module("eqsparse._selection.select"), "_MANY", many)
         yield
 
 
@@ -69,14 +73,14 @@ def split(flat, shapes):
 
 
 @functools.cache
-def selector(devices):
+def selector(devices, many):
     """Compiled once for each form of the passes (a jit of its own, as the forms differ by what is patched)."""
     return jax.jit(lambda scores, k: select(Contest(scores, scores.ndim), limbs(k)))
 
 
-def chosen(devices, scores, k):
-    with pretending(devices):
-        return np.asarray(selector(devices)(scores, jnp.uint32(k)))
+def chosen(devices, scores, k, many=None):
+    with pretending(devices, many):
+        return np.asarray(selector(devices, many)(scores, jnp.uint32(k)))
 
 
 def special(dtype):
@@ -110,6 +114,36 @@ def test_any_scores_any_k(devices, name, data):
     scores = data.draw(patterns(DTYPES[name]))
     k = data.draw(st.one_of(st.integers(0, N), st.sampled_from([0, 1, N - 1, N])))
     np.testing.assert_array_equal(chosen(devices, scores, k), largest(scores, k))
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("name", DTYPES)
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_byte_by_byte(devices, name, data):
+    """As the keys of large arrays are searched."""
+    scores = data.draw(patterns(DTYPES[name]))
+    k = data.draw(st.integers(0, N))
+    np.testing.assert_array_equal(chosen(devices, scores, k, many=0), largest(scores, k))
+
+
+def test_byte_by_byte_float64_many_k_and_sizes():
+    rng = np.random.default_rng(0)
+    with pretending(1, many=0), jax.enable_x64(True):
+        scores = jnp.asarray(rng.standard_normal(N).round(1))
+        for k in (0, 1, 17, N, N + 1):
+            found = jax.jit(lambda s, k=k: select(Contest(s, 1), wide(k)))(scores)
+            np.testing.assert_array_equal(np.asarray(found), largest(scores, min(k, N)))
+    rows = jnp.asarray(rng.integers(-3, 4, (N + 1, N)), jnp.float32)
+    ks = jnp.arange(N + 1, dtype=jnp.uint32)  # of each row another
+    with pretending(1, many=0):
+        found = jax.jit(lambda s, k: select(Contest(s, 1), limbs(k)))(rows, ks)
+    np.testing.assert_array_equal(np.asarray(found), np.stack([largest(r, k) for r, k in zip(rows, ks, strict=True)]))
+    sizes = rng.integers(1, 5, N)
+    with pretending(1, many=0):
+        found = np.asarray(jax.jit(lambda s: select(Contest(s, 1, sizes), wide(33)))(rows[0]))
+    order = by_order(rows[0])
+    np.testing.assert_array_equal(np.flatnonzero(found), np.sort(order[: nearest_prefix(sizes[order], 33)]))
 
 
 @pytest.mark.parametrize("devices", [1, 8])
