@@ -15,7 +15,7 @@ from .._criterion import AbstractCriterion, Flow, Saliency
 from .._distribution import AbstractDistribution, Global
 from .._mask import Mask
 from .._schedule import Rounds
-from .._sites import masks_of, read, weights_of, write
+from .._sites import is_model, read, weights_of, write
 from ._transition import AbstractTransition, Kept, Moment, Monotone
 from .base import AbstractPruner
 
@@ -31,6 +31,8 @@ class AbstractPruningAtInit(AbstractPruner):
     model = pruner.prune(model, loss=loss, data=batch)
     model, state = pruner.init(model)
     ```
+
+    `init` and `step` keep the masks that are there: of a model that `prune` has not seen, all are full.
     """
 
     transition: ClassVar[AbstractTransition] = Kept()
@@ -160,22 +162,29 @@ class SynFlow(AbstractPruner):
         super().__init__(optim, distribution=_all_together(distribution), **common)
 
     def prune(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, model: _Model, *, data: PyTree, forward: Callable[[Any, Any], PyTree] | None = None
+        self, model: _Model, *, data: PyTree = None, forward: Callable[[Any, Any], PyTree] | None = None
     ) -> _Model:
         """Prunes to the target at once.
 
         **Arguments:**
 
-        - `model`: An Equinox model. It is run in inference mode.
+        - `model`: An Equinox model, which is run in inference mode; with `forward` also arrays in any PyTree.
         - `data`: A batch of inputs, of which only shapes and dtypes count.
         - `forward`: `(model, data) -> outputs`, `jax.vmap(model)(data)` by default.
 
-        **Returns:** A model with masked layers, weights zeroed.
+        **Returns:** A model with masked layers, weights zeroed; of a PyTree of arrays the same, with zeros.
 
-        **Raises:** `ValueError` if there is nothing to prune.
+        **Raises:** `ValueError` if there is nothing to prune, or nothing to run the model on.
         """
         model = self._checked(model)
-        forward = _mapped if forward is None else forward
+        if forward is None:
+            if not is_model(model):
+                raise ValueError(
+                    "`SynFlow.prune(forward=...)` must be given for arrays, which can't be called. Got None."
+                )
+            if not jax.tree.leaves(eqx.filter(data, eqx.is_array_like)):
+                raise ValueError(f"`SynFlow.prune(data=...)` must be a batch of inputs. Got {data!r}.")
+            forward = _mapped
         return self._pruned(model, self._by_flow(model, forward, data))
 
     @eqx.filter_jit
@@ -183,8 +192,8 @@ class SynFlow(AbstractPruner):
         parameters, rest = eqx.partition(eqx.nn.inference_mode(model), eqx.is_inexact_array)
         positive = eqx.combine(jax.tree.map(jnp.abs, parameters), rest)
         ones = jax.tree.map(lambda x: jnp.ones_like(x) if eqx.is_inexact_array(x) else x, data)
-        stored = masks_of(read(model))
-        planner = self.plan_for(read(model))
+        sites = read(model)
+        planner = self.plan_for(sites)
         made, schedule = planner(self.distribution), Rounds(self.rounds, 1)
         weights = {path: weights_of(positive)[path] for path in made.sites}
 
@@ -193,12 +202,15 @@ class SynFlow(AbstractPruner):
             return sum((jnp.sum(y.astype(jnp.float32)) for y in outputs), start=jnp.zeros(()))
 
         def one_round(step: Array, masks: dict[str, Array]) -> dict[str, Array]:
-            thinned = write(positive, {}, {path: stored[path].replace(mask) for path, mask in masks.items()})
+            thinned = write(positive, {path: jnp.where(mask, weights[path], 0) for path, mask in masks.items()})
             grads = weights_of(eqx.filter_grad(flow)(thinned))
             scored = lambda role: self.criterion.scores(weights, grads=grads)
             return Monotone().update(masks, Moment(made, planner, scored, lambda role: True, schedule, step + 1))[0]
 
-        return jax.lax.fori_loop(0, self.rounds, one_round, {path: stored[path].dense() for path in made.sites})
+        start = {
+            p: jnp.ones_like(w, bool) if (m := made.sites[p].mask) is None else m.dense() for p, w in weights.items()
+        }
+        return jax.lax.fori_loop(0, self.rounds, one_round, start)
 
 
 def _all_together(value: AbstractDistribution | ArrayLike) -> AbstractDistribution:

@@ -23,10 +23,11 @@ from .order import AbstractOrder
 
 _PART = "name"
 _ALGORITHM = "algorithm"
+_DEFAULT = "threefry2x32"
 _Parts = AbstractCriterion | AbstractDistribution | AbstractSchedule | AbstractStructure | AbstractOrder
 
 
-def from_config(config: Mapping[str, Any]) -> AbstractPruner:
+def from_config(config: Mapping[str, Any], *, classes: Iterable[type] = ()) -> AbstractPruner:
     """A pruner from plain data.
 
     ```python
@@ -45,17 +46,42 @@ def from_config(config: Mapping[str, Any]) -> AbstractPruner:
         criterion) is a dict of its `name` and the arguments it takes, or its name alone. `key` is a seed, or what
         `to_config` makes of a key. `optim` is a dict of the name of an Optax optimiser and its arguments. In the
         place of a name a class may stand, in the place of a part or an optimiser the object itself.
+    - `classes`: Classes of your own that `config` calls by their names.
 
     **Returns:** The pruner.
 
-    **Raises:** `ValueError` for an unknown name or key, with those that are known.
+    **Raises:** `ValueError` for an unknown name or key, with those that are known, or an argument that is missing.
     """
     if not isinstance(config, Mapping) or _ALGORITHM not in config:
         raise ValueError(f"`from_config(config)` must be a dict with the key {_ALGORITHM!r}. Got {config!r}.")
-    arguments = {k: v for k, v in config.items() if k != _ALGORITHM}
-    algorithm = _named(config[_ALGORITHM], _algorithms(), _ALGORITHM)
-    made = {name: _READ.get(name, _part)(value) for name, value in _known(algorithm, arguments).items()}
-    return algorithm(**made)
+    return _Reader({cls.__name__: cls for cls in classes}).pruner(config)
+
+
+class _Reader:
+    """Reads plain data, in which `own` classes may be called by their names."""
+
+    def __init__(self, own: Mapping[str, type]):
+        self._algorithms = _algorithms() | {n: c for n, c in own.items() if issubclass(c, AbstractPruner)}
+        self._parts = _parts() | {n: c for n, c in own.items() if issubclass(c, _Parts)}
+
+    def pruner(self, config: Mapping[str, Any]) -> AbstractPruner:
+        return self._made(_named(config[_ALGORITHM], self._algorithms, _ALGORITHM), config, _ALGORITHM)
+
+    def part(self, value: Any) -> Any:
+        """An argument that is a part, or what it is."""
+        if isinstance(value, str) or (isinstance(value, type) and issubclass(value, _Parts)):
+            return self._made(_named(value, self._parts, _PART), {}, _PART)
+        if not isinstance(value, Mapping):
+            return value
+        if isinstance(value.get(_PART), str | type):  # else a pattern that is called so
+            return self._made(_named(value[_PART], self._parts, _PART), value, _PART)
+        inner = lambda v: self.part(v) if isinstance(v, Mapping | str) else v
+        return {pattern: inner(v) for pattern, v in value.items()}
+
+    def _made(self, cls: type, config: Mapping[str, Any], called: str) -> Any:
+        arguments = {name: value for name, value in config.items() if name != called}
+        _all_known(cls.__name__, _arguments(cls), arguments)
+        return cls(**{name: _READ.get(name, self.part)(value) for name, value in arguments.items()})
 
 
 def to_config(pruner: AbstractPruner) -> dict[str, Any]:
@@ -86,32 +112,20 @@ def _plain_array(value: jax.Array, argument: str) -> Any:
     if not known(value):
         raise ValueError(f"`to_config` needs known numbers, so call it outside `jax.jit`. Got {value} at `{argument}`.")
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        return np.asarray(jax.random.key_data(value)).tolist()
+        data, impl = np.asarray(jax.random.key_data(value)).tolist(), str(jax.random.key_impl(value))
+        return data if impl == _DEFAULT else {"impl": impl, "data": data}
     number = np.asarray(value).tolist()
     # The shortest number that float32 holds as this one: 0.9 rather than 0.8999999761581421.
     return float(str(np.float32(number))) if isinstance(number, float) else number
 
 
-def _part(value: Any) -> Any:
-    """An argument that is a part, or what it is."""
-    if isinstance(value, str) or (isinstance(value, type) and issubclass(value, _Parts)):
-        return _named(value, _parts(), _PART)()
-    if not isinstance(value, Mapping):
-        return value
-    if _PART not in value:
-        return {
-            pattern: _part(inner) if isinstance(inner, Mapping | str) else inner for pattern, inner in value.items()
-        }
-    part = _named(value[_PART], _parts(), _PART)
-    arguments = {k: v for k, v in value.items() if k != _PART}
-    return part(**{n: _READ.get(n, _part)(v) for n, v in _known(part, arguments).items()})
-
-
 def _key(value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return jax.random.key(value)
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return jax.random.key(int(value))
     if isinstance(value, list | tuple):
-        return jax.random.wrap_key_data(jnp.asarray(value, jnp.uint32))
+        return jax.random.wrap_key_data(jnp.asarray(value, jnp.uint32), impl=_DEFAULT)
+    if isinstance(value, Mapping):
+        return jax.random.wrap_key_data(jnp.asarray(value["data"], jnp.uint32), impl=value["impl"])
     return value
 
 
@@ -120,7 +134,9 @@ def _optim(value: Any) -> Any:
         return value
     makers = {n: f for n, f in vars(optax).items() if callable(f) and not n.startswith("_")}
     arguments = {k: v for k, v in value.items() if k != _PART}
-    return _named(value.get(_PART), makers, "optim: name")(**arguments)
+    maker = _named(value.get(_PART), makers, "optim: name")
+    _all_known(f"optax.{value[_PART]}", inspect.signature(maker).parameters, arguments)
+    return maker(**arguments)
 
 
 def _as_it_is(value: Any) -> Any:
@@ -139,25 +155,28 @@ _READ: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _arguments(cls: type) -> list[str]:
+def _arguments(cls: type) -> dict[str, inspect.Parameter]:
     """The arguments that a class is made with, those of every pruner too."""
-    names: list[str] = []
+    found: dict[str, inspect.Parameter] = {}
     for base in cls.__mro__:
         parameters = inspect.signature(base.__init__).parameters.values()
-        names += [
-            p.name for p in parameters if p.name != "self" and p.kind is not p.VAR_KEYWORD and p.name not in names
-        ]
+        own = [p for p in parameters if p.name != "self" and p.kind is not p.VAR_KEYWORD]
+        found |= {p.name: p for p in own if p.name not in found}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-    return [name for name in names if not (name == "schedule" and hasattr(cls, "rounds") and hasattr(cls, "rewind"))]
+    return {name: p for name, p in found.items() if name not in getattr(cls, "determined", ())}
 
 
-def _known(cls: type, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    names = _arguments(cls)
+def _all_known(what: str, parameters: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any]) -> None:
+    """Raises for an argument that is not among the parameters, or one that is missing."""
+    names = [p.name for p in parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name in arguments:
-        if name not in names:
-            raise ValueError(f"`{cls.__name__}` must be given keys of {names}. Got {name!r}.{_nearest(name, names)}")
-    return arguments
+        if name not in names and not anything:
+            raise ValueError(f"`{what}` must be given keys of {names}. Got {name!r}.{_nearest(name, names)}")
+    missing = [name for name in names if parameters[name].default is inspect.Parameter.empty and name not in arguments]
+    if missing:
+        raise ValueError(f"`{what}` must be given {missing}. Got {dict(arguments)}.")
 
 
 def _named(name: Any, known_ones: Mapping[str, Any], what: str) -> Any:

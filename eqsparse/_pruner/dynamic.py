@@ -6,6 +6,7 @@ from typing import Any, ClassVar, final
 import optax
 from jaxtyping import Array, ArrayLike, Float32
 
+from .._check import instance
 from .._criterion import AbstractCriterion, GradientMagnitude, GradientMomentum, Magnitude, Random
 from ._transition import AbstractTransition, DropGrow, Fixed
 from .base import AbstractPruner
@@ -62,6 +63,9 @@ class DynamicSparse(AbstractPruner):
 
         The others are those of every pruner.
         """
+        for name, value in {"drop": drop, "grow": grow}.items():
+            instance(value, AbstractCriterion, f"DynamicSparse({name}=...)", "a criterion")
+        instance(order, AbstractOrder, "DynamicSparse(order=...)", "an order")
         self.criterion = drop
         self.transition = DropGrow(grow, drop_fraction)
         self.order = order
@@ -161,7 +165,6 @@ class SNFS(AbstractPruner):
         [Sparse Networks from Scratch: Faster Training without Losing Performance](https://arxiv.org/abs/1907.04840)
     """
 
-    momentum: Float32[Array, "..."]
     transition: DropGrow
     criterion: ClassVar[AbstractCriterion] = Magnitude()
     order: ClassVar[AbstractOrder] = Before()
@@ -182,10 +185,13 @@ class SNFS(AbstractPruner):
 
         The others are those of every pruner.
         """
-        grow = GradientMomentum(momentum)
-        self.momentum, self.transition = grow.decay, DropGrow(grow, drop_fraction)
+        self.transition = DropGrow(GradientMomentum(momentum), drop_fraction)
         super().__init__(optim, **common)
 
     @property
     def drop_fraction(self) -> Fraction:
         return self.transition.drop_fraction
+
+    @property
+    def momentum(self) -> Float32[Array, "..."]:
+        return self.transition.grow.decay

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, final
 import optax
 from jaxtyping import ArrayLike, PyTree
 
+from .._check import instance
 from .._criterion import AbstractCriterion, Fisher, Magnitude, Movement, Random, Saliency
 from .._distribution import AbstractDistribution, Global, PerPath
 from ._transition import AbstractTransition, Kept, Monotone, Select
@@ -37,6 +38,7 @@ class GradualPruning(AbstractPruner):
         The others are those of every pruner: `optim`, `distribution`, `schedule`, `structure`, `where`, `key`,
         `packed`.
         """
+        instance(criterion, AbstractCriterion, "GradualPruning(criterion=...)", "a criterion")
         self.criterion = criterion
         super().__init__(optim, **common)
 

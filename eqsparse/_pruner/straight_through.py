@@ -5,6 +5,7 @@ from typing import Any, ClassVar, final
 import optax
 from jaxtyping import ArrayLike
 
+from .._check import instance
 from .._criterion import AbstractCriterion, Magnitude, Random
 from ._transition import AbstractTransition, SelectEachStep
 from .base import AbstractPruner
@@ -47,6 +48,7 @@ class StraightThrough(AbstractPruner):
 
         The others are those of every pruner.
         """
+        instance(criterion, AbstractCriterion, "StraightThrough(criterion=...)", "a criterion")
         self.criterion = criterion
         self.view = StraightThroughView(decay)
         super().__init__(optim, **common)

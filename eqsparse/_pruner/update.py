@@ -153,8 +153,12 @@ class _Update:
         return criterion.scores(weights, grads=self.grads, key=key, memory=memory)
 
     def _in_optimiser(self, criterion: Any, weights: dict[str, Array], held: Held) -> dict[str, Array]:
-        """The memory that the optimiser keeps for a criterion; before its first step, that of this gradient."""
+        """The memory that the optimiser keeps for a criterion; while it is all zero, that of this gradient.
+
+        So it is before the optimiser's first step, which wrappers (`MultiSteps`, `apply_if_finite`) may put off.
+        """
         kept = OptimiserState(self.state.tree(held.state), self.setting.owners).by_site(criterion.optimiser_field)
         grads = weights_of(self.setting.grads)
         first = lambda path: criterion.remember(None, weights[path], grads[path])
-        return {p: jnp.where(self.setting.step == 0, first(p), kept[p].astype(first(p).dtype)) for p in weights}
+        begun = {p: jnp.any(kept[p] != 0) for p in weights}
+        return {p: jnp.where(begun[p], kept[p].astype(first(p).dtype), first(p)) for p in weights}

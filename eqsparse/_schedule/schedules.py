@@ -181,6 +181,10 @@ class Rounds(AbstractSchedule):
         """
         self.rounds = whole(rounds, "Rounds(rounds=...)", 1)
         self.steps = whole(steps, "Rounds(steps=...)", 1)
+        if known(self.rounds) and known(self.steps) and int(self.rounds) * int(self.steps) >= 2**31:
+            raise ValueError(
+                f"`Rounds(steps=...)` times `rounds={int(self.rounds)}` must be below 2**31. Got {int(self.steps)}."
+            )
 
     def is_due(self, step: ArrayLike) -> Bool[Array, ""]:
         step = _at(step)

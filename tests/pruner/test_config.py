@@ -57,15 +57,26 @@ def test_distributions(distribution):
     assert repr(again.distribution) == repr(distribution)
 
 
-def test_one_script_runs_all_from_a_list():
-    for name in ("MagnitudePruning", "SET", "MagnitudeSTE"):
-        pruner = eqsparse.from_config({
-            "algorithm": name, "distribution": 0.5, "schedule": {"name": "OneShot", "step": 0}, "key": 1,
-            "optim": {"name": "adam", "learning_rate": 0.1}, "structure": {"name": "NM", "n": 2, "m": 4},
-        })  # fmt: skip
-        model, state = pruner.init([eqx.nn.Linear(8, 4, key=KEY)])
-        model, state = pruner.step(model, jax.tree.map(jnp.ones_like, eqx.filter(model, eqx.is_inexact_array)), state)
-        assert [int(m.sum()) for m in eqsparse.get_masks(model).values()] == [16]
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"LotteryTicket"}))
+def test_one_script_runs_all_from_a_list(name):
+    more = {"GradualPruning": {"criterion": "Magnitude"}, "StraightThrough": {"criterion": "Magnitude"},
+            "DynamicSparse": {"drop": "Magnitude", "grow": "Random"}, "TopKAST": {"backward_sparsity": 0.25}}  # fmt: skip
+    pruner = eqsparse.from_config({
+        "algorithm": name, "distribution": {"name": "Uniform", "sparsity": 0.5}, "schedule": {"name": "OneShot", "step": 0},
+        "key": np.int64(1), "optim": {"name": "adam", "learning_rate": 0.1}, **more.get(name, {}),
+    })  # fmt: skip
+    model, data = [eqx.nn.Linear(8, 4, key=KEY)], jnp.ones((2, 8))
+    if name in ("SNIP", "GraSP"):
+        model = pruner.prune(model, loss=lambda m, x: jnp.mean(jnp.sin(jax.vmap(m[0])(x))), data=data)
+    if name == "SynFlow":
+        model = pruner.prune(model, data=data, forward=lambda m, x: jax.vmap(m[0])(x))
+    if name in ("Wanda", "RIA", "SparseGPT"):
+        kind = "gram" if name == "SparseGPT" else "second_moment"
+        forward = lambda m, x: jax.vmap(m[0])(x)
+        model = pruner.prune(model, statistics=eqsparse.calibrate(model, [data], statistics=kind, forward=forward))
+    model, state = pruner.init(model)
+    model, state = pruner.step(model, jax.tree.map(jnp.ones_like, eqx.filter(model, eqx.is_inexact_array)), state)
+    assert [int(m.sum()) for m in eqsparse.get_masks(model).values()] == [32 if name == "NoPruning" else 16]
 
 
 def test_classes_and_objects_may_stand_where_names_do():
@@ -80,6 +91,44 @@ def test_classes_and_objects_may_stand_where_names_do():
     assert type(pruner) is Mine and type(pruner.distribution) is eqsparse.ERK and pruner.optim is optim
 
 
+def test_own_classes_are_read_by_name():
+    class Mine(eqsparse.AbstractPruner):
+        criterion = eqsparse.Magnitude()
+
+    class Half(eqsparse.AbstractSchedule):
+        def is_due(self, step):
+            return step == 0
+
+        def sparsity(self, target, step):
+            return target / 2
+
+        def last(self):
+            return None
+
+    config = Mine(distribution=0.5, schedule=Half()).to_config()
+    assert config["algorithm"] == "Mine" and config["schedule"] == {"name": "Half"}
+    pruner = eqsparse.from_config(json.loads(json.dumps(config)), classes=[Mine, Half])
+    assert type(pruner) is Mine and type(pruner.schedule) is Half
+    with pytest.raises(ValueError, match="`algorithm` must be one of .* Got 'Mine'"):
+        eqsparse.from_config(config)
+
+
+def test_keys_of_other_generators():
+    """The rule for keys goes with them."""
+    pruner = eqsparse.StaticSparse(distribution=0.5, key=jax.random.key(3, impl="rbg"))
+    again = eqsparse.from_config(json.loads(json.dumps(pruner.to_config())))
+    assert jax.random.key_impl(again.key) == jax.random.key_impl(pruner.key)
+    np.testing.assert_array_equal(jax.random.key_data(again.key), jax.random.key_data(pruner.key))
+
+
+def test_a_pattern_may_be_called_as_the_key_that_holds_a_name():
+    pruner = eqsparse.MagnitudePruning(
+        distribution=eqsparse.Uniform(0.5, {"name": 0.25}), structure={"name": eqsparse.NM(2, 4)}
+    )
+    again = eqsparse.from_config(json.loads(json.dumps(pruner.to_config())))
+    assert again.to_config() == pruner.to_config() and type(again.structure) is type(pruner.structure)
+
+
 @pytest.mark.parametrize(
     "config, message",
     [
@@ -89,6 +138,12 @@ def test_classes_and_objects_may_stand_where_names_do():
         ({"algorithm": "SET", "distribution": {"name": "ERC"}}, r"`name` must be one of .*'ERK'.* Got 'ERC'"),
         ({"algorithm": "SET", "distribution": {"name": "ERK", "s": 1}}, r"`ERK` must be given keys of \['sparsity', 'overrides', 'power'\]. Got 's'"),
         ({"algorithm": "SET", "distribution": 0.5, "optim": {"name": "adamm"}}, r"`optim: name` must be one of .*'adam'"),
+        ({"algorithm": "SET", "distribution": 0.5, "optim": {"name": "adam", "lr": 1}}, r"`optax.adam` must be given keys of .*Got 'lr'"),
+        ({"algorithm": "SET", "distribution": 0.5, "optim": {"name": "adam"}}, r"`optax.adam` must be given \['learning_rate'\]"),
+        ({"algorithm": "SET", "key": 0}, r"`SET` must be given \['distribution'\]"),
+        ({"algorithm": "GradualPruning", "distribution": 0.5}, r"`GradualPruning` must be given \['criterion'\]"),
+        ({"algorithm": "MagnitudePruning", "distribution": "ERK"}, r"`ERK` must be given \['sparsity'\]"),
+        ({"algorithm": "MagnitudePruning", "distribution": 0.5, "schedule": "Magnitude"}, r"`MagnitudePruning\(schedule=...\)` must be a schedule"),
     ],
 )  # fmt: skip
 def test_unknown_names_and_keys(config, message):
