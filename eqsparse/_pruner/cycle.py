@@ -19,7 +19,8 @@ class ACDC(AbstractPruner):
     """Alternating compressed / decompressed training: `schedule=Alternating(...)`.
 
     At the end of a dense phase the largest weights are kept and the others set to zero; at the end of a sparse phase
-    all may train again, from zero.
+    all may train again, from zero. In the paper all layers compete (`distribution=Global(..., normalise=False)`); a
+    float means each for itself here as everywhere.
 
     ??? cite
 
@@ -53,7 +54,8 @@ class LotteryTicket(AbstractPruner):
 
     The target is reached after `rounds` rounds, that is at step `rounds * steps`; then train the ticket. A step that
     rewinds does nothing else. The optimiser's state is made anew then, its counters go on (so a learning rate
-    schedule should repeat with the rounds). Takes no `schedule`.
+    schedule should repeat with the rounds). Takes no `schedule`. In the papers small networks are pruned layer by layer,
+    as a float does here, and deep ones globally (`distribution=Global(..., normalise=False)`).
 
     ??? cite
 

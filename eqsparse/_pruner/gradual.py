@@ -59,7 +59,13 @@ class MagnitudePruning(AbstractPruner):
 
 @final
 class RandomPruning(AbstractPruner):
-    """Gradual pruning of weights drawn by lot: the baseline that any criterion must beat. Needs a `key`."""
+    """Gradual pruning of weights drawn by lot: the baseline that any criterion must beat. Needs a `key`.
+
+    ??? cite
+
+        [JaxPruner](https://arxiv.org/abs/2304.14082), section 3, where masks are drawn anew at each update; here what
+        is removed stays so, as in all gradual pruning
+    """
 
     criterion: ClassVar[AbstractCriterion] = Random()
     transition: ClassVar[AbstractTransition] = Monotone()
@@ -83,7 +89,14 @@ class SaliencyPruning(AbstractPruner):
 
 @final
 class GlobalMagnitudePruning(AbstractPruner):
-    """Gradual pruning by magnitude, all sites in one competition; a float as distribution means `Global`."""
+    """Gradual pruning by magnitude, all sites in one competition; a float as distribution means `Global`, which divides
+    the scores of each site by their L2 norm.
+
+    ??? cite
+
+        [To prune, or not to prune](https://arxiv.org/abs/1710.01878); [JaxPruner](https://arxiv.org/abs/2304.14082),
+        section 3, for the norms
+    """
 
     criterion: ClassVar[AbstractCriterion] = Magnitude()
     transition: ClassVar[AbstractTransition] = Monotone()
@@ -102,7 +115,14 @@ class GlobalMagnitudePruning(AbstractPruner):
 
 @final
 class GlobalSaliencyPruning(AbstractPruner):
-    """Gradual pruning by `|w · g|`, all sites in one competition; a float as distribution means `Global`."""
+    """Gradual pruning by `|w · g|`, all sites in one competition; a float as distribution means `Global`, which divides
+    the scores of each site by their L2 norm.
+
+    ??? cite
+
+        [Pruning Convolutional Neural Networks for Resource Efficient Transfer Learning](
+        https://arxiv.org/abs/1611.06440); [JaxPruner](https://arxiv.org/abs/2304.14082), section 3, for the norms
+    """
 
     criterion: ClassVar[AbstractCriterion] = Saliency()
     transition: ClassVar[AbstractTransition] = Monotone()

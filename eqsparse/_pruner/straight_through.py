@@ -76,7 +76,13 @@ class MagnitudeSTE(AbstractPruner):
 
 @final
 class RandomSTE(AbstractPruner):
-    """Straight-through training on weights drawn by lot, others at each step: a baseline. Needs a `key`."""
+    """Straight-through training on weights drawn by lot, others at each step: a baseline. Needs a `key`.
+
+    ??? cite
+
+        [Estimating or Propagating Gradients Through Stochastic Neurons](https://arxiv.org/abs/1308.3432);
+        [JaxPruner](https://arxiv.org/abs/2304.14082), section 3
+    """
 
     criterion: ClassVar[AbstractCriterion] = Random()
     transition: ClassVar[AbstractTransition] = SelectEachStep()

@@ -26,6 +26,16 @@ def straight_through(weights, gradients, keep, optimiser, decay=0.0):
         yield list(weights), list(masks), None
 
 
+def random_straight_through(weights, gradients, keep, optimiser, lots):
+    """All weights train on the gradient of those that a draw leaves, another draw after each step."""
+    update, fresh = optimiser
+    state = [fresh(w) for w in weights]
+    for step, grads in enumerate(gradients):
+        for i, (w, g) in enumerate(zip(weights, grads, strict=True)):
+            weights[i], state[i] = update(w, g, state[i], step + 1)
+        yield list(weights), [top(x, k) for x, k in zip(lots(step), keep, strict=True)], None
+
+
 def static(weights, gradients, masks, optimiser):
     """Masks stay."""
     update, fresh = optimiser

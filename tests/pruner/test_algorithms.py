@@ -19,6 +19,9 @@ ALGORITHMS = {
     "magnitude": lambda o: eqsparse.MagnitudePruning(o, **COMMON, schedule=WINDOW),
     "random": lambda o: eqsparse.RandomPruning(o, **COMMON, schedule=WINDOW, key=KEY),
     "saliency": lambda o: eqsparse.SaliencyPruning(o, **COMMON, schedule=WINDOW),
+    "worth of a gradient": lambda o: eqsparse.GradualPruning(
+        o, criterion=eqsparse.GradientMagnitude(), **COMMON, schedule=WINDOW
+    ),
     "fisher": lambda o: eqsparse.FisherPruning(o, **COMMON, schedule=WINDOW),
     "movement": lambda o: eqsparse.MovementPruning(o, **COMMON, schedule=WINDOW),
     "no pruning": lambda o: eqsparse.NoPruning(o, packed=True),
@@ -100,6 +103,44 @@ def test_packed_stacked_in_structures_and_bfloat16(name):
     assert in_structure(now) == (name not in NEVER)
     assert all(moved.values()) if name in MOVING else True
     assert len(traced) == 1
+
+
+TOGETHER = {
+    "global magnitude": (eqsparse.GlobalMagnitudePruning, {"schedule": WINDOW}),
+    "global saliency": (eqsparse.GlobalSaliencyPruning, {"schedule": WINDOW}),
+    "lamp": (eqsparse.MagnitudePruning, {"schedule": WINDOW, "distribution": eqsparse.LAMP(0.5)}),
+    "snip": (eqsparse.SNIP, {}),
+    "grasp": (eqsparse.GraSP, {}),
+    "synflow": (eqsparse.SynFlow, {"rounds": 3}),
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_all_sites_together_packed_stacked_in_blocks_and_bfloat16(name):
+    """Half of all weights, of which `head` keeps whole blocks; one trace."""
+    make, more = TOGETHER[name]
+    settings = {"distribution": 0.5, "structure": {"head.*": eqsparse.Block((4, 4))}, "packed": True} | more
+    pruner = make(optax.adam(0.01), **settings)
+    model, x = model_of(), jax.random.normal(KEY, (5, 8))
+
+    def forward(model, x):
+        through = lambda h, layer: (jnp.tanh(jax.vmap(layer)(h)), None)
+        x, _ = jax.lax.scan(through, x.astype(jnp.bfloat16), model["stack"])
+        return jax.vmap(model["tail"])(jax.nn.relu(jax.vmap(model["head"])(x.astype(jnp.float32))))
+
+    if name in ("snip", "grasp"):
+        model = pruner.prune(model, loss=lambda model, x: jnp.mean(forward(model, x) ** 2), data=x)
+    if name == "synflow":
+        model = pruner.prune(model, data=x, forward=forward)
+    model, state = pruner.init(model)
+    for t in range(11):
+        model, state = pruner.step(model, random_like(model, t), state)
+    masks = masks_of(model)
+    tiles = masks["head.weight"].reshape(2, 4, 2, 4).sum((1, 3))
+    assert set(tiles.ravel()) <= {0, 16} and 0 < sum(m.sum() for m in masks.values()) < 320
+    assert abs(sum(m.sum() for m in masks.values()) - 160) <= 8
+    for path, layer in model.items():
+        assert layer.masks["weight"].packed and not np.asarray(layer.weight, np.float32)[~masks[f"{path}.weight"]].any()
 
 
 @pytest.mark.parametrize("name", ["set", "rigl"])
@@ -238,6 +279,20 @@ def test_bad_settings():
         eqsparse.RigL(drop_fraction=1.5, **fine)
     with pytest.raises(ValueError, match=r"`TopKAST\(backward_sparsity=...\)` must be in \[0, 1\]. Got -0.1"):
         eqsparse.TopKAST(distribution=0.5, backward_sparsity=-0.1)
+    with pytest.raises(ValueError, match=r"`GradualPruning\(criterion=...\)` must be a criterion. Got 'Magnitude'"):
+        eqsparse.GradualPruning(criterion="Magnitude", **fine)
+    with pytest.raises(ValueError, match=r"`DynamicSparse\(grow=...\)` must be a criterion. Got None"):
+        eqsparse.DynamicSparse(drop=eqsparse.Magnitude(), grow=None, **fine)
+    with pytest.raises(ValueError, match=r"`DynamicSparse\(order=...\)` must be an order. Got 'Before'"):
+        eqsparse.DynamicSparse(drop=eqsparse.Magnitude(), grow=eqsparse.Random(), order="Before", **fine)
+    with pytest.raises(
+        ValueError, match=r"`Rounds\(steps=...\)` times `rounds=70000` must be below 2\*\*31. Got 70000"
+    ):
+        eqsparse.LotteryTicket(distribution=0.5, rounds=70000, steps=70000)
+    with pytest.raises(ValueError, match=r"`SynFlow.prune\(data=...\)` must be a batch of inputs. Got None"):
+        eqsparse.SynFlow(distribution=0.5).prune(eqx.nn.Linear(4, 4, key=KEY))
+    with pytest.raises(ValueError, match=r"`SynFlow.prune\(forward=...\)` must be given for arrays"):
+        eqsparse.SynFlow(distribution=0.5).prune({"w": jnp.ones((4, 4))}, data=jnp.ones((1, 4)))
     with pytest.raises(ValueError, match=r"`LotteryTicket\(schedule=...\)` must not be given"):
         eqsparse.LotteryTicket(distribution=0.5, rounds=2, steps=3, schedule=eqsparse.OneShot(1))
     with pytest.raises(ValueError, match=r"`Alternating\(dense_steps=...\)` must be at least 1. Got 0"):

@@ -27,11 +27,17 @@ PRUNERS = {
     "static": lambda **k: eqsparse.StaticSparse(ADAM, distribution=0.75, key=KEY, **k),
     "set": lambda **k: eqsparse.SET(ADAM, **COMMON, key=KEY, **k),
     "rigl": lambda **k: eqsparse.RigL(ADAM, **COMMON, key=KEY, **k),
+    "random ste": lambda **k: eqsparse.RandomSTE(ADAM, distribution=0.75, key=KEY, **k),
+    "saliency ste": lambda **k: eqsparse.StraightThrough(ADAM, criterion=eqsparse.Saliency(), **COMMON, **k),
+    "snfs": lambda **k: eqsparse.SNFS(ADAM, **COMMON, key=KEY, **k),
+    "fisher, random": lambda **k: eqsparse.DynamicSparse(
+        ADAM, drop=eqsparse.Fisher(), grow=eqsparse.Random(), order=eqsparse.After(), **COMMON, key=KEY, **k
+    ),
     "top-kast": lambda **k: eqsparse.TopKAST(ADAM, **COMMON, backward_sparsity=0.5, **k),
     "ac/dc": lambda **k: eqsparse.ACDC(ADAM, distribution=0.75, schedule=eqsparse.Alternating(1, 9, 2, 2), **k),
     "lottery": lambda **k: eqsparse.LotteryTicket(ADAM, distribution=0.75, rounds=2, steps=4, **k),
 }
-DENSE = ("ste", "sr-ste")
+DENSE = ("ste", "sr-ste", "random ste", "saliency ste")
 ZERO_WHERE_MASKED = [name for name in PRUNERS if name not in (*DENSE, "top-kast")]
 
 

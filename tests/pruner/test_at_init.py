@@ -121,6 +121,19 @@ def test_synflow_beside_numpy():
         np.testing.assert_array_equal(ours, plain)
 
 
+def test_synflow_of_plain_arrays_is_that_of_the_model():
+    model = model_of(bias=False, activation=jax.nn.relu)
+    arrays = {f"w{i}": w for i, w in enumerate(weights(model))}
+
+    def forward(arrays, x):
+        return jax.nn.relu(jax.nn.relu(x @ arrays["w0"].T) @ arrays["w1"].T) @ arrays["w2"].T
+
+    pruner = eqsparse.SynFlow(distribution=0.9, rounds=7)
+    pruned = pruner.prune(arrays, data=X, forward=forward)
+    for name, mask in zip(arrays, found(pruner.prune(model, data=X)), strict=True):
+        np.testing.assert_array_equal(pruned[name], np.where(mask, arrays[name], 0))
+
+
 @pytest.mark.parametrize("algorithm", [eqsparse.SNIP, eqsparse.GraSP])
 def test_training_keeps_the_masks(algorithm):
     pruner = algorithm(optax.adam(0.01), distribution=0.8)

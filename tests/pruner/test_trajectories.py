@@ -74,6 +74,24 @@ def test_sr_ste():
     follow(pruner, lambda w, g, m: told.straight_through(w, g, KEEP, SGD[1], decay=0.3))
 
 
+def lots_of(role):
+    """The lots that a role's criterion draws at a step: 32 bits for each weight, from a key for each path."""
+
+    def lots(step):
+        key = jax.random.fold_in(KEY, step)
+        key = jax.random.fold_in(key, zlib.crc32(role)) if role else key
+        keys = [jax.random.fold_in(key, zlib.crc32(path.encode())) for path in ("0.weight", "1.weight")]
+        return [np.asarray(jax.random.bits(k, s, jnp.uint32)) for k, s in zip(keys, SHAPES, strict=True)]
+
+    return lots
+
+
+def test_random_ste():
+    pruner = eqsparse.RandomSTE(SGD[0], distribution=0.75, key=KEY)
+    retell = lambda w, g, m: told.random_straight_through(w, g, KEEP, SGD[1], lots_of(b""))
+    assert all(follow(pruner, retell))
+
+
 def test_static():
     pruner = eqsparse.StaticSparse(ADAM[0], distribution=0.75, key=KEY)
     changes = follow(pruner, lambda w, g, m: told.static(w, g, m, ADAM[1]), ("mu", "nu"))
@@ -89,13 +107,9 @@ def test_rigl(optims, moments):
 
 
 def test_set():
-    def lots(step):
-        key = jax.random.fold_in(jax.random.fold_in(KEY, step), zlib.crc32(b"gain"))
-        keys = [jax.random.fold_in(key, zlib.crc32(path.encode())) for path in ("0.weight", "1.weight")]
-        return [np.asarray(jax.random.bits(k, s, jnp.uint32)) for k, s in zip(keys, SHAPES, strict=True)]
-
     pruner = eqsparse.SET(ADAM[0], distribution=0.75, schedule=PERIODIC, key=KEY)
-    follow(pruner, lambda w, g, m: told.evolve(w, g, m, ADAM[1], 0.3, **WINDOW, lots=lots), ("mu", "nu"))
+    retell = lambda w, g, m: told.evolve(w, g, m, ADAM[1], 0.3, **WINDOW, lots=lots_of(b"gain"))
+    follow(pruner, retell, ("mu", "nu"))
 
 
 def test_sparse_momentum():
@@ -169,3 +183,18 @@ def test_fisher(own):
     score = lambda w, s, state: w * w * (s if own else state[1])
     retell = lambda w, g, m: told.by_memory(w, g, cubic(0.75), optims[1], remember, score, **WINDOW, comes_back=False)
     follow(pruner, retell, moments)
+
+
+def test_fisher_waits_for_the_optimisers_first_real_step():
+    """Micro-steps leave Adam's second moment at zero: until it has one, this gradient's square counts."""
+    pruner = eqsparse.FisherPruning(
+        optax.MultiSteps(optax.adam(0.02), 4), distribution=0.75, schedule=eqsparse.OneShot(2)
+    )
+    ws, gradients = drawn(0)
+    model, state = pruner.init(model_of(ws))
+    trees = jax.tree.map(jnp.ones_like, eqx.filter(model, eqx.is_inexact_array))
+    for g in gradients[:3]:
+        grads = eqx.tree_at(lambda t: [x.layer.weight for x in t], trees, [jnp.asarray(x) for x in g])
+        model, state = pruner.step(model, grads, state)
+    for w, g, k, mask in zip(ws, gradients[2], KEEP, eqsparse.get_masks(model).values(), strict=True):
+        np.testing.assert_array_equal(mask, told.top((w * g) ** 2, k))
