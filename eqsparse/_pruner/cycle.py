@@ -54,7 +54,7 @@ class LotteryTicket(AbstractPruner):
 
     The target is reached after `rounds` rounds, that is at step `rounds * steps`; then train the ticket. A step that
     rewinds does nothing else. The optimiser's state is made anew then, its counters go on (so a learning rate
-    schedule should repeat with the rounds). Takes no `schedule`. In the papers small networks are pruned layer by layer,
+    schedule should repeat with the rounds). Takes no `schedule`. The first paper prunes small networks layer by layer,
     as a float does here, and deep ones globally (`distribution=Global(..., normalise=False)`).
 
     ??? cite

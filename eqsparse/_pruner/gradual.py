@@ -63,8 +63,7 @@ class RandomPruning(AbstractPruner):
 
     ??? cite
 
-        [JaxPruner](https://arxiv.org/abs/2304.14082), section 3, where masks are drawn anew at each update; here what
-        is removed stays so, as in all gradual pruning
+        [JaxPruner](https://arxiv.org/abs/2304.14082), section 3
     """
 
     criterion: ClassVar[AbstractCriterion] = Random()
