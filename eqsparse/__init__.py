@@ -160,3 +160,4 @@ from ._structure import (
     NM as NM,
     Unstructured as Unstructured,
 )
+from ._training import SparseTraining as SparseTraining

@@ -53,7 +53,7 @@ class DropGrow(AbstractBudgetwise):
         worth = ranked_last(moment.plan, moment.scored(WORTH), masks)
         drop = density_of(1 - self.fraction(moment.schedule, moment.step))  # that share of the weights
         stay = moment.plan.survivors(worth, masks, drop)
-        gain = by_path(_unknown_last, moment.scored(GAIN), masks)
+        gain = by_path(unknown_last, moment.scored(GAIN), masks)
         return moment.choose_target(gain, stay), {}
 
     def fraction(self, schedule: AbstractSchedule | None, step: ArrayLike | None) -> Float[Array, ""]:
@@ -67,7 +67,7 @@ class DropGrow(AbstractBudgetwise):
         return self.drop_fraction * (1 + jnp.cos(jnp.float32(np.pi) * way)) / 2
 
 
-def _unknown_last(gain: Shaped[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Shaped[Array, "*shape"]:
+def unknown_last(gain: Shaped[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Shaped[Array, "*shape"]:
     """Gains of which NaN ranks last; rather than grow such a weight, one just dropped comes back."""
     if jnp.issubdtype(gain.dtype, jnp.unsignedinteger):
         return gain
