@@ -194,4 +194,6 @@ class SNFS(AbstractPruner):
 
     @property
     def momentum(self) -> Float32[Array, "..."]:
-        return self.transition.grow.decay
+        grow = self.transition.grow
+        assert isinstance(grow, GradientMomentum)
+        return grow.decay

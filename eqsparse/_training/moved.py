@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32, Shaped, UInt32
 
@@ -37,13 +38,33 @@ def survivors(worth: Shaped[Array, " nnz"], drop: UInt32[Array, ""]) -> Bool[Arr
 
 def move(layout: BCSRLayout, mask: Bool[Array, "out_size in_size"]) -> tuple[BCSRLayout, Moves]:
     """The layout on another mask of as many weights. What was there keeps its value, the rest is zero."""
-    nnz, in_size = layout.values.size, layout.shape[1]
-    before, now = dense_mask(layout).reshape(-1), mask.reshape(-1)
-    place = jnp.cumsum(before, dtype=jnp.int32) - 1
-    flat = jnp.nonzero(now, size=nnz, fill_value=0)[0].astype(jnp.int32)
-    moves = Moves(jnp.maximum(place[flat], 0), before[flat])
-    ends = jnp.cumsum(jnp.sum(mask, axis=1, dtype=jnp.int32), dtype=jnp.int32)
+    nnz, in_size = layout.values.size, jnp.int32(layout.shape[1])
+    pointers = jnp.cumsum(jnp.sum(mask, axis=1, dtype=jnp.int32), dtype=jnp.int32)
+    pointers = jnp.concatenate([jnp.zeros(1, jnp.int32), pointers])
+    rows = row_indices(pointers, nnz)
+    # The how manieth of its row each entry is, from one; and how many of the row there are up to each column.
+    nth = jnp.arange(1, nnz + 1, dtype=jnp.int32) - pointers[rows]
+    columns = _first_to_reach(nth, jnp.cumsum(mask, axis=1, dtype=jnp.int32), rows)
+    old = row_indices(layout.row_pointers, nnz) * in_size + layout.columns.astype(jnp.int32)
+    new = rows * in_size + columns
+    source = jnp.minimum(jnp.searchsorted(old, new).astype(jnp.int32), jnp.int32(max(nnz - 1, 0)))
+    moves = Moves(source, old[source] == new)
     values = moves.of(layout.values, jnp.zeros_like(layout.values))
-    columns = (flat % jnp.int32(in_size)).astype(layout.columns.dtype)
-    pointers = jnp.concatenate([jnp.zeros(1, jnp.int32), ends])
+    columns = columns.astype(layout.columns.dtype)
     return BCSRLayout(values, layout.shape, columns, pointers, layout.widest), moves
+
+
+def _first_to_reach(
+    count: Int32[Array, " nnz"], counted: Int32[Array, "out_size in_size"], rows: Int32[Array, " nnz"]
+) -> Int32[Array, " nnz"]:
+    """The first column of its row at which each entry's count is reached: by bisection."""
+    size = counted.shape[1]
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low + high) // 2
+        reached = counted[rows, middle] >= count
+        return jnp.where(reached, low, middle + 1), jnp.where(reached, middle, high)
+
+    bounds = jnp.zeros_like(rows), jnp.full_like(rows, size - 1)
+    return jax.lax.fori_loop(0, max(size - 1, 1).bit_length(), halve, bounds)[1]

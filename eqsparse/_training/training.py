@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, final, TypeVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
@@ -16,16 +15,14 @@ from .._distribution.budget import SiteBudget
 from .._layers import MaskedLinear
 from .._model import own_buffers
 from .._pruner import AbstractPruner, After, DropGrow, Fixed, Instead, Kept, PrunerState
-from .._pruner._transition.drop_grow import GAIN, unknown_last
 from .._pruner.match import like_parameters, same_model
-from .._pruner.optimiser import numbers_as_arrays, optimise, OptimiserState, start
+from .._pruner.optimiser import numbers_as_arrays, optimise, start
 from .._pruner.plan import Plan
-from .._pruner.turn import key_for
-from .._selection import density_of, update_if
-from .._sites import is_model, leaves_by_path, map_layers, read, weights_of
+from .._selection import update_if
+from .._sites import is_model, leaves_by_path, map_layers, read
 from .._structure import Unstructured
-from .compact import as_masked, compact, densified, Layouts, layouts_of, parameters_of, skeleton, with_layouts
-from .moved import dense_mask, move, Moves, survivors
+from .compact import as_masked, compact
+from .update import Update
 
 _Pruner = TypeVar("_Pruner", bound=AbstractPruner)
 
@@ -85,9 +82,10 @@ class SparseTraining(eqx.Module):
         masked, begun = _without_optimiser(self.pruner).init(model)
         sites = read(masked)
         made = self.pruner.plan_for(sites)(self.pruner.distribution)
-        paths = [path for path in sites if path in made.sites or not bool(jnp.all(sites[path].mask.dense()))]
+        removes = lambda mask: mask is not None and not bool(jnp.all(mask.dense()))
+        paths = [path for path, site in sites.items() if path in made.sites or removes(site.mask)]
         _check_layers(masked, paths)
-        if _moves(self.pruner):
+        if isinstance(self.pruner.transition, DropGrow):
             _check_budgets(made)
         small = compact(masked, paths)
         parameters = eqx.filter(small, eqx.is_inexact_array)
@@ -122,7 +120,8 @@ class SparseTraining(eqx.Module):
         parameters = eqx.filter(model, eqx.is_inexact_array)
         same_model(state, _outline(parameters), type(self.pruner).__name__)
         grads = like_parameters(grads, parameters)
-        if dense is None and _moves(self.pruner) and "grads" in self.pruner.transition.grow.needs:
+        transition = self.pruner.transition
+        if dense is None and isinstance(transition, DropGrow) and "grads" in transition.grow.needs:
             raise ValueError(
                 f"`SparseTraining.step(dense=...)` must be a function from the plain model to its gradient: "
                 f"{type(self.pruner).__name__} grows weights by it. Got None."
@@ -137,23 +136,12 @@ class SparseTraining(eqx.Module):
     def _step(
         self, model: PyTree, grads: PyTree, state: PrunerState, dense: Callable | None, extra: dict
     ) -> tuple[PyTree, PrunerState]:
-        due = self.pruner.transition.is_due(self.pruner.schedule, state.step)
-        arrived = jax.tree.leaves(grads)
-        origin = model
-        update = lambda held: self._update(origin, *held, state, dense)
-        optimised = lambda held: self._optimised(held[0], grads, held[1], extra)
+        update = Update(self.pruner, model, grads, state, dense)
+        optimised = lambda model, optim: self._optimised(model, grads, optim, extra)
         if isinstance(self.pruner.order, After):
-            model, optim = optimised((model, state.optim))
-            layouts, optim = update_if(due, update, (layouts_of(model), optim), arrived)
-            model = with_layouts(model, layouts)
+            model, optim = update.run(*optimised(model, state.optim))
         else:
-            layouts, optim = update_if(due, update, (layouts_of(model), state.optim), arrived)
-            model = with_layouts(model, layouts)
-            arrays, rest = eqx.partition(model, eqx.is_array)
-            step = lambda held: eqx.filter(optimised((eqx.combine(held[0], rest), held[1])), eqx.is_array)
-            held = not due if isinstance(due, bool) else ~due
-            arrays, optim = update_if(held, step, (arrays, optim))
-            model = eqx.combine(arrays, rest)
+            model, optim = self._unless(update.due, optimised, *update.run(model, state.optim))
         return model, dataclasses.replace(state, step=state.step + 1, optim=optim)
 
     def _optimised(self, model: PyTree, grads: PyTree, optim: PyTree, extra: dict) -> tuple[PyTree, PyTree]:
@@ -163,37 +151,17 @@ class SparseTraining(eqx.Module):
         _, parameters, optim = optimise(self.pruner.optim, grads, optim, parameters, extra)
         return eqx.combine(parameters, rest), optim
 
-    def _update(
-        self, origin: PyTree, layouts: Layouts, optim: PyTree, state: PrunerState, dense: Callable | None
-    ) -> tuple[Layouts, PyTree]:
-        """Entries on new masks, and what the optimiser keeps of them. `origin` is the model of the gradients."""
-        masks = self._masks(origin, layouts, state, dense)
-        moved = {path: move(layouts[path], mask) for path, mask in masks.items()}
-        new = layouts | {path: layout for path, (layout, _) in moved.items()}
-        return new, self._kept(origin, optim, {path: moves for path, (_, moves) in moved.items()})
+    def _unless(self, held: Array | bool, optimised: Callable, model: PyTree, optim: PyTree) -> tuple[PyTree, PyTree]:
+        """The optimiser's step where it is not held."""
+        parameters, rest = eqx.partition(model, eqx.is_inexact_array)
 
-    def _masks(self, origin: PyTree, layouts: Layouts, state: PrunerState, dense: Callable | None) -> dict[str, Array]:
-        pruner, transition = self.pruner, self.pruner.transition
-        assert isinstance(transition, DropGrow)
-        sites = read(skeleton(origin))
-        plan = pruner.plan_for(sites)(pruner.distribution)
-        drop = density_of(1 - transition.fraction(pruner.schedule, state.step))
-        stay = {p: survivors(pruner.criterion.score(layouts[p].values), drop) for p in plan.sites}
-        zeros = {path: site.weight for path, site in plan.sites.items()}  # for their shapes
-        gradient = None if dense is None else weights_of(dense(densified(origin)))
-        key = key_for(state.key, state.step, GAIN)
-        gain = transition.grow.scores(zeros, grads=gradient, key=key)
-        gain = {path: unknown_last(gain[path], dense_mask(layouts[path])) for path in plan.sites}
-        return plan.masks(gain, kept={path: dense_mask(layouts[path], stay[path]) for path in plan.sites})
+        def step(now: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+            model, optim = optimised(eqx.combine(now[0], rest), now[1])
+            return eqx.filter(model, eqx.is_inexact_array), optim
 
-    def _kept(self, model: PyTree, optim: PyTree, moves: dict[str, Moves]) -> PyTree:
-        if self.pruner.optim is None:
-            return optim
-        owners = parameters_of(model)
-        state = OptimiserState(optim, owners)
-        fresh = OptimiserState(start(self.pruner.optim, eqx.filter(model, eqx.is_inexact_array)), owners)
-        there = state.parts(list(moves))
-        return state.tree({at: moves[state.site(at) or ""].of(leaf, fresh.at(at)) for at, leaf in there.items()})
+        taken = not held if isinstance(held, bool) else ~held
+        parameters, optim = update_if(taken, step, (parameters, optim))
+        return eqx.combine(parameters, rest), optim
 
 
 def _check_kind(pruner: AbstractPruner) -> None:
@@ -216,10 +184,6 @@ def _check_kind(pruner: AbstractPruner) -> None:
             "`SparseTraining(pruner=...)` must have the structure `Unstructured()` where masks move. "
             f"Got {pruner.structure!r}."
         )
-
-
-def _moves(pruner: AbstractPruner) -> bool:
-    return isinstance(pruner.transition, DropGrow)
 
 
 def _check_layers(model: PyTree, paths: list[str]) -> None:
