@@ -1,10 +1,10 @@
 """Kept values that move to other places: what an update of masks does to a layer that holds no others."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int32, Shaped, UInt32
+from jaxtyping import Array, Bool, Int32, Integer, Shaped, UInt32
 
 from .._export import BCSRLayout
 from .._kernels import row_indices
@@ -44,7 +44,7 @@ def move(layout: BCSRLayout, mask: Bool[Array, "out_size in_size"]) -> tuple[BCS
     rows = row_indices(pointers, nnz)
     # The how manieth of its row each entry is, from one; and how many of the row there are up to each column.
     nth = jnp.arange(1, nnz + 1, dtype=jnp.int32) - pointers[rows]
-    columns = _first_to_reach(nth, jnp.cumsum(mask, axis=1, dtype=jnp.int32), rows)
+    columns = _first_to_reach(nth, jnp.cumsum(mask, axis=1, dtype=_counter(layout.shape[1])), rows)
     old = row_indices(layout.row_pointers, nnz) * in_size + layout.columns.astype(jnp.int32)
     new = rows * in_size + columns
     source = jnp.minimum(jnp.searchsorted(old, new).astype(jnp.int32), jnp.int32(max(nnz - 1, 0)))
@@ -55,7 +55,7 @@ def move(layout: BCSRLayout, mask: Bool[Array, "out_size in_size"]) -> tuple[BCS
 
 
 def _first_to_reach(
-    count: Int32[Array, " nnz"], counted: Int32[Array, "out_size in_size"], rows: Int32[Array, " nnz"]
+    count: Int32[Array, " nnz"], counted: Integer[Array, "out_size in_size"], rows: Int32[Array, " nnz"]
 ) -> Int32[Array, " nnz"]:
     """The first column of its row at which each entry's count is reached: by bisection."""
     size = counted.shape[1]
@@ -63,8 +63,13 @@ def _first_to_reach(
     def halve(_, bounds):
         low, high = bounds
         middle = (low + high) // 2
-        reached = counted[rows, middle] >= count
+        reached = counted[rows, middle].astype(jnp.int32) >= count
         return jnp.where(reached, low, middle + 1), jnp.where(reached, middle, high)
 
     bounds = jnp.zeros_like(rows), jnp.full_like(rows, size - 1)
     return jax.lax.fori_loop(0, max(size - 1, 1).bit_length(), halve, bounds)[1]
+
+
+def _counter(largest: int) -> Any:
+    """The smallest dtype that counts so far."""
+    return jnp.uint8 if largest < 2**8 else jnp.uint16 if largest < 2**16 else jnp.int32

@@ -121,11 +121,13 @@ class SparseTraining(eqx.Module):
         same_model(state, _outline(parameters), type(self.pruner).__name__)
         grads = like_parameters(grads, parameters)
         transition = self.pruner.transition
-        if dense is None and isinstance(transition, DropGrow) and "grads" in transition.grow.needs:
+        by_gradient = isinstance(transition, DropGrow) and "grads" in transition.grow.needs
+        if by_gradient and dense is None:
             raise ValueError(
                 f"`SparseTraining.step(dense=...)` must be a function from the plain model to its gradient: "
                 f"{type(self.pruner).__name__} grows weights by it. Got None."
             )
+        dense = dense if by_gradient else None
         return self._step(model, grads, state, dense, numbers_as_arrays(extra))
 
     def masked(self, model: PyTree) -> PyTree:
