@@ -140,6 +140,7 @@ from ._pruner import (
     ZeroWhereDropped as ZeroWhereDropped,
 )
 from ._report import (
+    History as History,
     Report as Report,
     report as report,
     Sensitivity as Sensitivity,
