@@ -53,8 +53,9 @@ def test_the_tour(monkeypatch):
         assert cell["outputs"] or cell is code[0], source
         assert not any(output["output_type"] in ("error", "stderr") for output in cell["outputs"])
     kept = eqsparse.get_masks(names["pruned"])["layers.0.weight"]
-    assert kept[:, :4].sum() > 0.8 * kept.sum()  # gradual pruning finds the four inputs that matter
-    assert names["history"].last()["explored"] > 0.1 == 1 - round(names["history"].last()["sparsity"], 1)
+    assert int(kept[:, :4].sum()) > 0.8 * int(kept.sum())  # gradual pruning finds the four inputs that matter
+    last = names["history"].last()  # of drop and grow
+    assert round(last["sparsity"], 2) == 0.9 and last["explored"] > 0.12
 
 
 def test_reference_names_all():
