@@ -7,7 +7,7 @@ from typing import Any
 from .plot import save_if_asked
 from .table import shorten
 
-_ALL, _EACH = "#2f6db5", "#9aa5b1"
+_ALL, _EACH = "#222222", "#9aa5b1"
 _MEASURES = {
     "sparsity": "sparsity",
     "churn": "new among the kept,\nsince the last record",
@@ -38,7 +38,7 @@ def plot(
                 axis.plot(steps, [row[name] for row in of_layer], label=label, linewidth=1.0, **style)
         axis.plot(steps, [row[name] for row in rows], color=_ALL, linewidth=2.0, label="all", marker=".")
         axis.set_ylabel(_MEASURES.get(name, name))
-        if name in ("sparsity", "explored"):
+        if name in _MEASURES:
             axis.set_ylim(-0.03, 1.03)
     if len(layers) > 1:
         axes[len(values)].legend(fontsize="small", ncols=2)
