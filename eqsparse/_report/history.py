@@ -18,7 +18,7 @@ from .._pruner import OptaxState, PrunerState
 from .._sites import masks_of, read
 from .history_plot import plot
 
-Row = dict[str, float]
+Row = dict[str, Any]  # numbers by name
 Bits = dict[str, UInt8[Array, "..."]]  # masks packed along their last axis: small, and in buffers of their own
 
 _PENDING = 256  # records left on the device: the oldest are long there when they are fetched

@@ -17,7 +17,7 @@ _NAMED = 6
 
 
 def plot(
-    rows: Sequence[dict[str, float]], layers: Mapping[str, Sequence[dict[str, float]]], values: list[str], target: Any
+    rows: Sequence[dict[str, Any]], layers: Mapping[str, Sequence[dict[str, Any]]], values: list[str], target: Any
 ) -> Any:
     """A panel for each value and each measure, steps along the bottom; see `History.plot`."""
     try:
