@@ -26,7 +26,7 @@ class ActivationSparsity(eqx.Module):
     ```python
     act = eqsparse.ActivationSparsity(jax.nn.relu, eqsparse.Unstructured(), 0.9)
     model = eqx.nn.Sequential([eqx.nn.Linear(64, 256, key=key1), act, eqx.nn.Linear(256, 10, key=key2)])
-    jax.vmap(model)(images)  # of the 256 activations of each image, 26 are not zero
+    jax.vmap(model)(images)  # of the 256 activations of each image 26 are kept
     ```
 
     All that one call is given competes. Under `jax.vmap` that is one example, so that no example has a say in what is
@@ -37,7 +37,7 @@ class ActivationSparsity(eqx.Module):
 
     ??? cite
 
-        [Top-k activations](https://arxiv.org/abs/1906.06034); the code base of
+        [k-Sparse Autoencoders](https://arxiv.org/abs/1312.5663); the code base of
         [JaxPruner](https://arxiv.org/abs/2304.14082), which ranks over the batch
     """
 
@@ -63,7 +63,8 @@ class ActivationSparsity(eqx.Module):
             floating-point array of rank 1 or more.
         - `structure`: Which activations are kept or dropped together, and who competes. `Unstructured("row")`
             keeps the same share of each row (positions of a sequence, say); `Channel(0)` whole channels of an image
-            of shape `(channels, height, width)`. Runs of `NM` lie along the last axis.
+            of shape `(channels, height, width)`. Runs of `NM` lie along the last axis, and
+            are never sparser than N of M.
         - `sparsity`: Fraction to set to zero, in `[0, 1]`: a float, or a scalar array to sweep over.
         - `score`: What each activation is worth, of their shape; the largest are kept. By default the magnitude.
         - `gradient`: `"exact"`: zero where an activation was dropped. `"straight_through"`: as if none was, so
