@@ -1,6 +1,10 @@
 """Sparse models for Equinox: masked layers, pruners, and export that really shrinks a model."""
 
 from . import kernels as kernels
+from ._activation import (
+    ActivationSparsity as ActivationSparsity,
+    schedule_activations as schedule_activations,
+)
 from ._calibration import (
     AbstractInputCriterion as AbstractInputCriterion,
     AbstractPostTraining as AbstractPostTraining,
@@ -136,6 +140,7 @@ from ._pruner import (
     ZeroWhereDropped as ZeroWhereDropped,
 )
 from ._report import (
+    History as History,
     Report as Report,
     report as report,
     Sensitivity as Sensitivity,

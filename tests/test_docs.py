@@ -1,6 +1,7 @@
 """Every Python block of the README and of the pages in `docs/` runs; links lead somewhere."""
 
 import functools
+import json
 import re
 from pathlib import Path
 
@@ -36,7 +37,39 @@ def test_blocks_run(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_to_files(page):
     links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
-    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+    links = [link for link in links if "://" not in link and link != "tour.md"]  # which is made of the notebook
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_tour(monkeypatch):
+    """The notebook's cells run, and each but the first is shown with what it drew or printed."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    monkeypatch.setattr(pyplot, "show", lambda: pyplot.close("all"))
+    names, cells = {}, json.loads((ROOT / "docs" / "tour.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    for cell in code:
+        source = "".join(cell["source"])
+        exec(compile(source, "tour.ipynb", "exec"), names)
+        assert cell["outputs"] or cell is code[0], source
+        assert not any(output["output_type"] in ("error", "stderr") for output in cell["outputs"])
+    kept = eqsparse.get_masks(names["pruned"])["layers.0.weight"]
+    assert int(kept[:, :4].sum()) > 0.8 * int(kept.sum())  # gradual pruning finds the four inputs that matter
+    last = names["history"].last()  # of drop and grow
+    assert round(last["sparsity"], 2) == 0.9 and last["explored"] > 0.12
+
+
+def test_reference_names_all():
+    """Each public name has its place in the reference, and one only."""
+    pages = [page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs" / "reference").glob("*.md"))]
+    named = sorted(re.findall(r"^::: eqsparse\.(\w+)$", "\n".join(pages), re.MULTILINE))
+    assert named == sorted(name for name in vars(eqsparse) if not name.startswith("_"))
+
+
+def test_pages_are_in_the_navigation():
+    lines = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").splitlines()
+    text = "\n".join(line for line in lines if not line.lstrip().startswith("#")) + "\n"
+    pages = [str(page.relative_to(ROOT / "docs")) for page in PAGES if page.name != "README.md"]
+    assert [page for page in pages if f": {page}\n" not in text] == []
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
@@ -94,6 +127,43 @@ def test_trained_model():
     assert saved.shape == (512, 8) and error(names["sparse_model"]) < error(names["wanda"])
     small, dense = (names["folder"] / "small.eqs").stat().st_size, eqsparse.nbytes(names["model"])
     assert small < 0.45 * dense
+
+
+def test_your_own_structure():
+    names = run(ROOT / "docs" / "your-own-structure.md")
+    np.testing.assert_array_equal(names["mask"], jnp.array([[1, 1, 0], [0, 1, 0], [1, 1, 0], [0, 1, 0]], bool))
+    np.testing.assert_array_equal(names["pruned"], jnp.where(names["mask"], names["scores"], 0.0))
+
+
+def test_other_libraries():
+    names = run(ROOT / "docs" / "other-libraries.md")
+    assert int((names["params"]["hidden"]["kernel"] != 0).sum()) == 51
+    assert bool((names["params"]["out"]["kernel"] != 0).all())
+
+
+def test_activations():
+    names = run(ROOT / "docs" / "activations.md")
+    assert int((names["hidden"] != 0).sum(axis=1).max()) == 16 and names["model"][1].sparsity == 0.75
+
+
+def test_watching():
+    """The adapters hand each record on once."""
+    names, seen = run(ROOT / "docs" / "watch.md"), []
+    history = names["history"]
+    assert len(history) == 20 and history.last()["explored"] > 0.2
+
+    class Writer:
+        def add_scalar(self, name, value, step):
+            seen.append((name, value, step))
+
+        def log(self, row, step):
+            seen.extend((name, value, step) for name, value in row.items())
+
+    for adapter in (names["to_tensorboard"], names["to_wandb"]):
+        seen.clear()
+        assert adapter(history, Writer(), start=adapter(history, Writer(), 18)) == 20
+        wanted = [(name, value, int(row["step"])) for row in history.rows[18:] for name, value in row.items()]
+        assert seen == wanted
 
 
 def test_algorithms_page_names_all():

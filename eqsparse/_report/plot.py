@@ -39,29 +39,39 @@ def plot(rows: Sequence[dict[str, Any]], corners: Mapping[str, Bool[np.ndarray, 
     return figure
 
 
-def heat_map(
-    values: Float[np.ndarray, "rows columns"], rows: Sequence[str], columns: Sequence[str], target: Any
-) -> Any:
-    """Colours for the values of each row and column; see `Sensitivity.plot`."""
+def canvas(target: Any, size: tuple[float, float]) -> tuple[Any, Any]:
+    """A figure and the axes to draw one plot on: those of `target`, or new ones."""
     try:
         from matplotlib.axes import Axes
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("`plot()` needs matplotlib. Install it with `pip install eqsparse[plot]`.") from error
-    if not (target is None or isinstance(target, str | os.PathLike | Axes)):
-        raise ValueError(f"`plot(target=...)` must be a path, matplotlib `Axes` or `None`. Got {target!r}.")
-    given = target if isinstance(target, Axes) else None
-    size = (9.0, min(1.6 + 0.3 * len(rows), 60.0))
-    figure: Any = Figure(figsize=size, layout="constrained") if given is None else given.figure
-    axes = figure.add_subplot() if given is None else given
+        raise ImportError("A plot needs matplotlib. Install it with `pip install eqsparse[plot]`.") from error
+    if isinstance(target, Axes):
+        return target.figure, target
+    if not (target is None or isinstance(target, str | os.PathLike)):
+        raise ValueError(f"`target` must be a path, matplotlib `Axes` or `None`. Got {target!r}.")
+    figure: Any = Figure(figsize=size, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def save_if_asked(figure: Any, target: Any) -> Any:
+    """The figure, saved where `target` is a path."""
+    if isinstance(target, str | os.PathLike):
+        figure.savefig(target)
+    return figure
+
+
+def heat_map(
+    values: Float[np.ndarray, "rows columns"], rows: Sequence[str], columns: Sequence[str], target: Any
+) -> Any:
+    """Colours for the values of each row and column; see `Sensitivity.plot`."""
+    figure, axes = canvas(target, (9.0, min(1.6 + 0.3 * len(rows), 60.0)))
     image = axes.imshow(values, aspect="auto", cmap="Blues", interpolation="nearest")
     axes.set_yticks(range(len(rows)), [shorten(row, _LONGEST_LABEL) for row in rows])
     axes.set_xticks(range(len(columns)), columns)
     axes.set_xlabel("sparsity of this weight alone")
     figure.colorbar(image, ax=axes, label="added to the loss")
-    if target is not None and given is None:
-        figure.savefig(target)
-    return figure
+    return save_if_asked(figure, target)
 
 
 def _bars(axes: Any, rows: Sequence[dict[str, Any]]) -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Bool, PyTree
 from .._mask import Mask
 from .._sites import Site
 from .exported import exported_bytes, Form
+from .operations import Operations
 from .structure import structure_of
 
 Row = dict[str, Any]
@@ -58,6 +59,19 @@ def totals(rows: Iterable[Row], other_size: int, other_bytes: int) -> Row:
     }
 
 
+def with_operations(rows: list[Row], total: Row, found: Operations) -> tuple[list[Row], Row]:
+    """The rows and totals with operations: of the dense weights, and of those that are kept."""
+    rows = [row | _operations(found.by_path[row["path"]], row["kept"], row["size"]) for row in rows]
+    sums = {name: sum(row[name] for row in rows) for name in ("operations_dense", "operations_effective")}
+    model = {f"model_{name}": count + found.other for name, count in sums.items()}
+    return rows, total | sums | {"operations_other": found.other} | model
+
+
+def _operations(dense: int, kept: int, size: int) -> Row:
+    # Each weight is used as often as the others, so this divides.
+    return {"operations_dense": dense, "operations_effective": dense * kept // size if size else 0}
+
+
 def kept_by_slice(site: Site) -> list[int]:
     """How many weights are kept in each layer of the stack (one number for a single layer)."""
     return [site.slice_size] * site.slices if site.mask is None else count_by_slice(site.mask, site.slices)
@@ -83,7 +97,7 @@ def corner(site: Site, length: int) -> Bool[np.ndarray, "rows columns"]:
     """The first rows and columns of the mask of the site's first layer, kernel axes flattened into columns."""
     shape = (*site.core[:1], math.prod(site.core[1:])) if len(site.core) > 1 else (1, site.slice_size)
     if site.mask is None or site.weight.size == 0:
-        return np.ones(shape, bool)[:length, :length]
+        return np.ones([min(n, length) for n in shape], bool)
     first = np.asarray(site.mask.bits)[(0,) * len(site.stack)]
     rows = first[:length] if len(site.core) > 1 else first
     return _unpacked(rows, site.mask).reshape(-1, shape[1])[:, :length].copy()

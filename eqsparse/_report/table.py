@@ -17,6 +17,8 @@ def table(rows: Sequence[Row], total: Row) -> str:
     head = ["path", "shape", "structure", "kept", "sparsity", "dense", "masked", "exported"]
     body = [_cells(row) for row in rows]
     foot = _totals(total)
+    if "operations_dense" in total:
+        head += ["operations", "effective"]
     if stacked:
         head.insert(4, "least slice")
         for cells, row in zip(body, rows, strict=True):
@@ -55,6 +57,17 @@ def in_units(count: int) -> str:
             return f"{size:.1f} {unit}"
 
 
+def in_thousands(count: int) -> str:
+    """A count as it is, or in thousands (K), millions (M), ..., with one decimal."""
+    if count < 1000:
+        return str(count)
+    size, units = float(count), ["K", "M", "G", "T", "P", "E"]
+    while True:
+        size, unit = size / 1000, units.pop(0)
+        if round(size, 1) < 1000 or not units:
+            return f"{size:.1f} {unit}"
+
+
 def in_percent(sparsity: float) -> str:
     """Two decimals, but never 100 % for a weight that keeps something, nor 0 % for one that lost something."""
     if 0 < sparsity < 5e-5:
@@ -70,13 +83,17 @@ def _cells(row: Row) -> list[str]:
 
 def _numbers(row: Row, prefix: str = "") -> list[str]:
     sizes = [in_units(row[f"{prefix}bytes_{form}"]) for form in ("dense", "masked", "exported")]
-    return [f"{row['kept']:,}", in_percent(row["sparsity"]), *sizes]
+    operations = [f"{prefix}operations_{which}" for which in ("dense", "effective")]
+    counted = [in_thousands(row[name]) for name in operations if name in row]
+    return [f"{row['kept']:,}", in_percent(row["sparsity"]), *sizes, *counted]
 
 
 def _totals(total: Row) -> list[list[str]]:
     sites = f"{total['sites']} site{'' if total['sites'] == 1 else 's'}"
     of_sites = ["total", sites, f"of {total['size']:,}", *_numbers(total)]
     other = ["other arrays", "", "", f"{total['other_size']:,}", "", *[in_units(total["other_bytes"])] * 3]
+    if "operations_other" in total:
+        other += [in_thousands(total["operations_other"])] * 2
     parameters = total["kept"] + total["other_size"]
     model = ["whole model", "", f"of {total['model_size']:,}", f"{parameters:,}", "", *_numbers(total, "model_")[2:]]
     return [of_sites, other, model]

@@ -72,11 +72,13 @@ class AbstractStructure(eqx.Module):
 
         **Raises:** `ValueError` if `sparsity` is outside `[0, 1]`, or the shape can't have this structure.
         """
-        scores = jnp.asarray(scores)
+        return self.mask_at(jnp.asarray(scores), density_of(unit(sparsity, "sparsity")))
+
+    def mask_at(self, scores: Shaped[Array, "*shape"], density: UInt32[Array, ""]) -> Bool[Array, "*shape"]:
+        """`mask`, for the fraction to keep in fixed point: `density / 2**32`."""
         if not (jnp.issubdtype(scores.dtype, jnp.floating) or is_lot(scores)):
             raise ValueError(f"`scores` must be floating point or unsigned integers. Got dtype {scores.dtype}.")
         geometry = Geometry(scores.ndim, max(scores.ndim - 1, 0))
-        density = density_of(unit(sparsity, "sparsity"))
         self.check("", tuple(scores.shape), None, geometry)
         return _mask(self, scores, density, geometry)
 
