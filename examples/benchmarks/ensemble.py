@@ -20,6 +20,7 @@ def main():
     parser.add_argument("--members", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--only", default="", help="part of the names of the steps to time")
     args = parser.parse_args()
 
     key, optim = jax.random.key(0), optax.adam(1e-3)
@@ -60,18 +61,19 @@ def main():
         optim, distribution=0.9, schedule=when, key=key, drop_fraction=optax.constant_schedule(0.3)
     )
     made = {
-        "gradual, by member, no update": by_member(gradual(never)),
-        "gradual, by member, no update, packed": by_member(gradual(never, packed=True)),
-        "gradual, stacked, no update": stacked(gradual(never)),
-        "RigL, by member, no update": by_member(rigl(never)),
-        "RigL, stacked, no update": stacked(rigl(never)),
-        "gradual, by member, update": by_member(gradual(often)),
-        "gradual, stacked, update": stacked(gradual(often)),
+        "gradual, by member, no update": lambda: by_member(gradual(never)),
+        "gradual, by member, no update, packed": lambda: by_member(gradual(never, packed=True)),
+        "gradual, stacked, no update": lambda: stacked(gradual(never)),
+        "RigL, by member, no update": lambda: by_member(rigl(never)),
+        "RigL, stacked, no update": lambda: stacked(rigl(never)),
+        "gradual, by member, update": lambda: by_member(gradual(often)),
+        "gradual, stacked, update": lambda: stacked(gradual(often)),
     }
     model = nets()
     base = contestant(dense, (model, optim.init(eqx.filter(model, eqx.is_inexact_array))))
     rows = []
-    for name, (step, carry) in made.items():  # each beside the dense step alone, as in step.py
+    for name in filter(lambda name: args.only in name, made):  # each beside the dense step alone, as in step.py
+        step, carry = made[name]()
         times = interleave({"dense": base, name: contestant(step, carry)}, args.rounds, warmup=5)
         rows.append([name, spread(times["dense"]), spread(times[name]), f"{ratio(times[name], times['dense']):.3f}"])
     print(f"Adam step of {args.members} MLPs 784-512-512-10, batch {args.batch}, 90% sparse. {machine()}")
