@@ -145,3 +145,34 @@ def test_a_step_copies_nothing_and_holds_little(optimised, model_and_dense_peak,
     masks = weights // (8 if "packed" in settings else 1) * (2 if algorithm is eqsparse.TopKAST else 1)
     largest = 4 * 512 * 512
     assert peak(step) <= dense + masks + 1.02 * largest, (peak(step) - dense - masks) / largest
+
+
+def at_every_step(text):
+    """The text of a compiled function without the bodies of its loops: what runs whether or not an update is due."""
+    parts = {head.split("(")[0].split()[-1].lstrip("%"): body for head, body in re.findall(r"^(\S.*?) \{\n(.*?)^\}", text, re.DOTALL | re.MULTILINE)}  # fmt: skip
+    waiting, found = (
+        [next(head for head in parts if re.search(rf"^ENTRY %?{re.escape(head)}\b", text, re.MULTILINE))],
+        {},
+    )
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found[name] = parts[name]
+            waiting += re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", parts[name])
+    return "\n".join(found.values())
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["by member", "stacked"])
+def test_an_ensemble_searches_only_when_an_update_is_due(optimised, stacked):
+    """PREDECESSOR row 21: under vmap the sort runs at every step. Keys are made within a loop that turns only
+    when one is due, not to select from both outcomes."""
+    nets = eqx.filter_vmap(lambda key: [eqx.nn.Linear(96, 80, key=key)])(jax.random.split(KEY, 3))
+    pruner = eqsparse.MagnitudePruning(optax.adam(1e-3), distribution=0.9, schedule=eqsparse.Periodic(0, 9, 3))
+    over_members = (lambda f: f) if stacked else eqx.filter_vmap
+    carry = over_members(pruner.init)(nets)
+    grads = eqx.filter(carry[0], eqx.is_inexact_array)
+    step = over_members(lambda grads, model, state: pruner.step(model, grads, state))
+    text = eqx.filter_jit(step, donate="all-except-first").lower(grads, *carry).lowered.compile(optimised).as_text()
+    keys = r"u32\[3,80,96\]"
+    assert re.search(keys, text) and re.search(r"\bwhile\(", at_every_step(text))
+    assert not re.search(keys, at_every_step(text))

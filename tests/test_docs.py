@@ -109,6 +109,15 @@ def test_saving():
     names = run(ROOT / "docs" / "saving.md")
     assert [layer.weight.nse for layer in names["sparse_model"].layers] == [51, 410, 6]
     assert names["header"]["arrays"][0]["shape"] == [51]
+    assert int(names["state"].step) == 0 and names["pruner"].to_config()["distribution"]["sparsity"] == 0.9
+
+
+def test_stacks_and_sweeps():
+    names = run(ROOT / "docs" / "stacks-and-sweeps.md")
+    assert eqsparse.get_masks(names["deep"])["layers.weight"].shape == (4, 8, 8)
+    masks = np.asarray(names["models"].masks["weight"].dense())
+    assert masks.sum((1, 2)).tolist() == [8, 8, 8] and not np.array_equal(masks[0], masks[1])
+    assert names["counts"].tolist() == [24, 16, 8] and np.isfinite(names["losses"]).all()
 
 
 def test_deploy():

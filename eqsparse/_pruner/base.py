@@ -259,6 +259,21 @@ class AbstractPruner(eqx.Module):
 
         return to_config(self)
 
+    def check_config(self, config: Any) -> None:
+        """Makes sure that a checkpoint is of this pruner, by the `to_config()` that was stored in it.
+
+        ```python
+        pruner.check_config(json.loads(path.read_text()))
+        ```
+
+        `eqsparse.load` does so by itself if the pruner is part of what was saved.
+
+        **Raises:** `ValueError` if the configuration is another one, naming the first difference.
+        """
+        from .config import check_config
+
+        check_config(self, config)
+
     def mask_at_first(self, weight: Array) -> Mask:
         """The mask that a weight without one begins with, in `as_optax`."""
         return Mask.full(weight, packed=self.packed)

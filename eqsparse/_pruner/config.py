@@ -16,7 +16,7 @@ from .._check import known
 from .._criterion import AbstractCriterion
 from .._distribution import AbstractDistribution
 from .._schedule import AbstractSchedule
-from .._sites import PatternMap
+from .._sites import join, PatternMap
 from .._structure import AbstractStructure
 from .base import AbstractPruner
 from .order import AbstractOrder
@@ -89,6 +89,27 @@ def to_config(pruner: AbstractPruner) -> dict[str, Any]:
     arguments = {name: getattr(pruner, name) for name in _arguments(type(pruner)) if name != "optim"}
     shown = {name: _plain(value, name) for name, value in arguments.items() if value is not None}
     return {_ALGORITHM: type(pruner).__name__, **shown}
+
+
+def check_config(pruner: AbstractPruner, config: Any) -> None:
+    """See `AbstractPruner.check_config`."""
+    path, there, here = _first_difference(config, to_config(pruner), "")
+    if path is not None:
+        raise ValueError(
+            f"`check_config(config)` must be that of this {type(pruner).__name__}. Got {there!r} at `{path}`, where "
+            f"the pruner has {here!r}."
+        )
+
+
+def _first_difference(there: Any, here: Any, path: str) -> tuple[str | None, Any, Any]:
+    """The place where two configurations first differ, `None` for none, and what both have there."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for name in {**here, **there}:
+            found = _first_difference(there.get(name), here.get(name), join(path, str(name)))
+            if found[0] is not None:
+                return found
+        return None, None, None
+    return (None if there == here else path), there, here
 
 
 def _plain(value: Any, argument: str) -> Any:

@@ -2,15 +2,19 @@
 
 import importlib.metadata
 import os
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
+from ..._pruner import AbstractPruner
+from ..._sites import join, leaves_by_path, path_of
 from .container import FORMAT, read_array, read_header, write
-from .fit import fit, Stored, unmasked
+from .fit import differ, fit, Stored, unmasked
 from .outline import on_host, outline
 from .rebuild import check_stored, holds_rebuilt
 from .replace import checked_path, replacing
@@ -27,7 +31,7 @@ def save(path: str | os.PathLike[str], tree: PyTree) -> None:
     **Arguments:**
 
     - `path`: The file. Its name is taken as it is.
-    - `tree`: A plain, masked or exported model, a pruner's or optimiser's state, or a container of these.
+    - `tree`: A plain, masked or exported model, a pruner's or optimiser's state, a pruner, or a container of these.
 
     **Raises:** `ValueError` if an array is traced or does not hold numbers.
     """
@@ -54,7 +58,7 @@ def load(path: str | os.PathLike[str], like: _Tree) -> _Tree:
     - `path`: The file.
     - `like`: The same as what was saved, with other numbers, or with `jax.ShapeDtypeStruct`s in place of the
         arrays. For an exported model, the plain or masked one it was made from: sparse layers take the place
-        of those they stand for.
+        of those they stand for. A pruner in `like` must be the one that was saved: its numbers are compared.
 
     **Returns:** `like` with the arrays and numbers of the file. NumPy arrays where `like` has them, JAX arrays
     elsewhere; functions and static fields are those of `like`.
@@ -73,7 +77,27 @@ def load(path: str | os.PathLike[str], like: _Tree) -> _Tree:
                 return leaf
             return _as_like(leaf, read_array(file, source, header, leaf.record["array"]))
 
+        _same_pruners(fitted, read)
         return jax.tree.map(read, fitted)
+
+
+def _same_pruners(fitted: PyTree, read: Callable[[Stored], Any]) -> None:
+    """Raises if a number of a pruner is another than in the file: a run goes on as it has begun, or not at all.
+
+    Before anything else is read; shapes in the place of numbers take what is in the file.
+    """
+    is_pruner = lambda x: isinstance(x, AbstractPruner)
+    for keys, pruner in jtu.tree_leaves_with_path(fitted, is_leaf=is_pruner):
+        for path, leaf in leaves_by_path(pruner) if is_pruner(pruner) else ():
+            if isinstance(leaf, Stored) and not isinstance(leaf.like, jax.ShapeDtypeStruct):
+                there, here = on_host(read(leaf)), on_host(leaf.like)
+                if not np.array_equal(there, here):
+                    differ(join(path_of(keys), path), _numbers(there), _numbers(here))
+
+
+def _numbers(array: np.ndarray) -> str:
+    """Seven digits are what float32 holds: 0.9 rather than 0.8999999761581421."""
+    return np.array2string(array, formatter={"float_kind": lambda x: f"{x:.7g}"})
 
 
 def _as_like(stored: Stored, array: np.ndarray) -> Any:

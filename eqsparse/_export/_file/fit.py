@@ -46,7 +46,7 @@ def fit(record: Record, like: Any, path: str = "") -> Any:
     if children is None or "node" not in record:
         return _leaf(record, like, path)
     if record["node"] != name_of(like):
-        _differ(path, _shown_record(record), shown(like))
+        differ(path, _shown_record(record), shown(like))
     fitted = [fit(there, here, join(path, name)) for name, there, here in _in_pairs(record, children, path)]
     _compare_static(record["static"], static_fields(like, children), path)
     return unflatten(fitted)
@@ -83,7 +83,7 @@ def _leaf(record: Record, like: Any, path: str) -> Any:
         return number_from(record)
     if "other" in record and "other" in here:
         return like  # a function, say: nothing tells whether two of them are the same
-    _differ(path, _shown_record(record), shown(like))
+    differ(path, _shown_record(record), shown(like))
 
 
 def _in_pairs(record: Record, children: list[tuple[str, Any]], path: str) -> list[tuple[str, Record, Any]]:
@@ -93,9 +93,9 @@ def _in_pairs(record: Record, children: list[tuple[str, Any]], path: str) -> lis
         if name is not None and name == other:
             pairs.append((name, there, here))
         elif name is not None and name not in names:
-            _differ(join(path, name), _shown_record(there), "nothing")
+            differ(join(path, name), _shown_record(there), "nothing")
         else:
-            _differ(join(path, str(other)), "nothing", shown(here))
+            differ(join(path, str(other)), "nothing", shown(here))
     return pairs
 
 
@@ -103,7 +103,7 @@ def _compare_static(there: Record, here: Record, path: str) -> None:
     """Fields on one side only are let pass: another version of a library may have more of them."""
     for name in there:
         if name in here and there[name] != here[name]:
-            _differ(join(path, name), _value(there[name]), _value(here[name]))
+            differ(join(path, name), _value(there[name]), _value(here[name]))
 
 
 def _sparse_layer(record: Record, like: Any, path: str) -> Any:
@@ -112,14 +112,14 @@ def _sparse_layer(record: Record, like: Any, path: str) -> Any:
     parts = dict(record["children"])
     names = [name for name, _ in parts["weights"]["children"]]
     if not all(hasattr(layer, name) for name in names):
-        _differ(path, _shown_record(record), shown(like))
+        differ(path, _shown_record(record), shown(like))
     weights = {n: _rebuilt(there, join(path, f"weights.{n}")) for n, there in parts["weights"]["children"]}
     forms = tuple((name, Form(*form)) for name, form in from_plain(record["static"]["forms"]))
     for name, form in forms:
         there, here = weights[name], getattr(layer, name)
         shape = (*there.stack, *form.core)
         if is_array(here) and (shape, there.dtype) != (tuple(here.shape), here.dtype):
-            _differ(join(path, name), f"{jnp.dtype(there.dtype).name}{list(shape)}", shown(here))
+            differ(join(path, name), f"{jnp.dtype(there.dtype).name}{list(shape)}", shown(here))
     held = fit(parts["layer"], replace_fields(layer, dict.fromkeys(names)), join(path, "layer"))
     return make(SparseLayer, {"layer": held, "weights": weights, "forms": forms}, path)
 
@@ -144,10 +144,10 @@ def _compare_sparse(record: Record, built: Any, layer: Any, path: str) -> None:
     replaced = STANDS_FOR[type(built)]
     fits = is_array(layer) if replaced is None else isinstance(layer, replaced)
     if not (fits or type(layer) is type(built)):
-        _differ(path, _shown_record(record), shown(layer))
+        differ(path, _shown_record(record), shown(layer))
     there, here = _dense(built), _dense(layer)
     if there is not None and here is not None and (there.shape, there.dtype) != (here.shape, here.dtype):
-        _differ(path, f"{_shown_record(record)} of {shown(there)}", f"{shown(layer)} of {shown(here)}")
+        differ(path, f"{_shown_record(record)} of {shown(there)}", f"{shown(layer)} of {shown(here)}")
     if replaced is not None:
         _compare_fields(record, built, layer, path)
 
@@ -189,6 +189,6 @@ def _value(data: Any) -> str:
         return str(data)
 
 
-def _differ(path: str, there: str, here: str) -> NoReturn:
+def differ(path: str, there: str, here: str) -> NoReturn:
     place = f"`{path}`" if path else "the root"
     raise ValueError(f"`load(like=...)` must fit the file. Got {here} at {place}, where the file holds {there}.")
