@@ -2,3 +2,4 @@
 
 from .effective import effective as effective, masked as masked, on_mask as on_mask, zeroed as zeroed
 from .mask import as_mask as as_mask, Mask as Mask
+from .shards import BYTE as BYTE, check_whole as check_whole

@@ -83,6 +83,9 @@ class Block(AbstractPooling):
     def rivals(self, geometry: Geometry) -> int:
         return geometry.core_rank
 
+    def runs(self, geometry: Geometry) -> dict[int, int]:
+        return {geometry.place(axis): length for axis, length in zip(self.axes, self.shape, strict=True)}
+
     def check(self, path: str, core: tuple[int, ...], density: UInt32[Array, ""] | None, geometry: Geometry) -> None:
         at = f"shape {core}" + (f" at `{path}`" if path else "")
         if not all(-len(core) <= axis < len(core) for axis in self.axes):
