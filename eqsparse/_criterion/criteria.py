@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Key, Real, UInt32
 
-from .._selection import in_float32, made_as, on_one_device
+from .._mask import made_as
+from .._selection import in_float32, on_one_device
 from .base import AbstractCriterion
 
 

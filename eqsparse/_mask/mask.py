@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Shaped, UInt8, UInt32
 
+from .layout import laid_out_as
 from .shards import BYTE, check_whole
 
 
@@ -44,7 +45,7 @@ class Mask:
     @classmethod
     def full(cls, weight: Shaped[Array, "*shape"], *, packed: bool = False) -> "Mask":
         """A mask that keeps all of `weight`, in a buffer of its own, sharded as the weight is."""
-        return cls(jnp.full_like(weight, True, dtype=bool), packed=packed)
+        return cls(laid_out_as(jnp.full_like(weight, True, dtype=bool), weight), packed=packed)
 
     @property
     def packed(self) -> bool:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from jaxtyping import Array, Bool, Float32, UInt32
 
 from .._distribution import AbstractBudget, AbstractDistribution
-from .._selection import finish_all, fraction_of, laid_out_as, Pending
+from .._mask import laid_out_as
+from .._selection import finish_all, fraction_of, Pending
 from .._sites import PatternMap, pick, Sites, Where
 from .._structure import AbstractStructure, Unstructured
 

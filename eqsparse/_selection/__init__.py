@@ -13,7 +13,6 @@ from .density import (
     sparsity_of as sparsity_of,
 )
 from .keys import in_float32 as in_float32, sort_key as sort_key
-from .layout import laid_out_as as laid_out_as, made_as as made_as
 from .limbs import add as add, maximum as maximum, subtract as subtract, total as total, Wide as Wide, wide as wide
 from .mapped import any_mapped as any_mapped, own_key as own_key, update_if as update_if
 from .passes import count_true as count_true, on_one_device as on_one_device

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Shaped, UInt32
 
 from .._check import unit
-from .._selection import Contest, count, density_of, finish_all, Heat, laid_out_as, maximum, Pending, Wide
+from .._mask import laid_out_as
+from .._selection import Contest, count, density_of, finish_all, Heat, maximum, Pending, Wide
 from .._show import show
 
 

@@ -11,8 +11,9 @@ from jaxtyping import Array, ArrayLike, Bool, Shaped, UInt32
 
 from ..._criterion import AbstractCriterion
 from ..._distribution import AbstractDistribution, geometry_of
+from ..._mask import laid_out_as
 from ..._schedule import AbstractSchedule
-from ..._selection import density_of, fraction_of, laid_out_as
+from ..._selection import density_of, fraction_of
 from ..._structure import AbstractPooling, AbstractStructure, Geometry, is_lot
 from ..plan import apart, Plan
 

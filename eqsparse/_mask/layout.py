@@ -4,17 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
-from jax.experimental.shard_alike import shard_alike
 from jax.sharding import AxisType
 from jaxtyping import Array, Shaped
-
-from .passes import on_one_device
 
 
 def laid_out_as(array: Shaped[Array, "*shape"], like: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
     """The array, in the shards of another of its shape."""
-    if on_one_device():
+    if jax.device_count() == 1:
         return array
     if not isinstance(array, Tracer) and not isinstance(like, Tracer):
         return jax.device_put(array, like.sharding)
@@ -22,15 +20,26 @@ def laid_out_as(array: Shaped[Array, "*shape"], like: Shaped[Array, "*shape"]) -
     if AxisType.Explicit in kinds:
         array = jax.sharding.reshard(array, jax.typeof(like).sharding)
     if AxisType.Explicit not in kinds or AxisType.Auto in kinds:
-        array = shard_alike(array, like)[0]
+        array = _tied(array, like)
     return array
+
+
+def _tied(array: Shaped[Array, "*shape"], like: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
+    """The array, combined with another entry by entry: this is what the compiler lays out alike.
+
+    JAX's `shard_alike` lays out all arrays of one shape in a program alike, whichever pairs it is given (0.10).
+    """
+    if not jnp.issubdtype(like.dtype, jnp.inexact):
+        return array
+    never = jnp.isnan(like) & jnp.isinf(like)  # no number is both, but no compiler knows that
+    return jnp.where(never, jnp.zeros_like(array), array)
 
 
 def made_as(
     make: Callable[..., Shaped[Array, "*shape"]], like: Shaped[Array, "*shape"], *inputs: Array
 ) -> Shaped[Array, "*shape"]:
     """`make(*inputs)`, each device making its own shard of the array `like` only."""
-    if on_one_device():
+    if jax.device_count() == 1:
         return make(*inputs)
     sharding = jax.typeof(like).sharding
     if AxisType.Explicit not in sharding.mesh.axis_types:
