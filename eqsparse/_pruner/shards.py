@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 import jax
+import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -37,8 +38,14 @@ def on_mesh_of(sites: Sites, state: _Tree) -> _Tree:
     if mesh is None:
         return state
 
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
     def moved(leaf):
-        alone = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and len(leaf.sharding.device_set) == 1
-        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec())) if alone else leaf
+        if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer) or len(leaf.sharding.device_set) > 1:
+            return leaf
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(moved(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        host = np.asarray(leaf)  # each process has its own, the same in all
+        return jax.make_array_from_callback(host.shape, everywhere, lambda index: host[index])
 
     return jax.tree.map(moved, state)
