@@ -60,9 +60,7 @@ EVERYTHING = bool(os.environ.get("EQSPARSE_ALL_SHARDED"))
 """Every pruner with every structure on both kinds of mesh: half an hour. Without, one of each transition, order and
 view, and structures and meshes in turn (`tests/selection` has each structure in each layout)."""
 
-IN_TURN = (
-    "magnitude", "rigl", "top-kast", "set", "sr-ste", "lottery", "snfs", "movement", "ac/dc", "global magnitude",
-)  # fmt: skip
+IN_TURN = ("magnitude", "rigl", "top-kast", "set", "sr-ste", "lottery", "global magnitude")
 
 
 def cases():

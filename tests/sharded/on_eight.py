@@ -122,7 +122,7 @@ def refused(name):
             re.search(r"`(P(?:artitionSpec)?\(.*\))` it would do", message)[1], {"P": P, "PartitionSpec": P}
         )
         masked, _ = pruner.init(lay(would_do))
-        return {"message": message, "spec": str(would_do), "astray": astray(masked, mesh, would_do)}
+        return {"message": message, "spec": list(would_do), "astray": astray(masked, mesh, would_do)}
     return {"message": "no error"}
 
 

@@ -9,7 +9,6 @@ import sys
 
 import cases
 import equinox as eqx
-import jax
 import numpy as np
 import pytest
 
@@ -66,10 +65,8 @@ def test_no_weight_score_or_mask_is_gathered(on_eight, name):
     assert figures == {"moved": {}, "astray": []}
 
 
-@pytest.mark.parametrize("kind", cases.KINDS)
-def test_gradients_of_a_mean_over_devices_grow_the_same_weights(on_eight, kind):
+def test_gradients_of_a_mean_over_devices_grow_the_same_weights(on_eight):
     figures, arrays = on_eight
-    found = figures["by hand"][kind]
     model, pruner, loss, batch = cases.regression()
     masked, state = pruner.init(model)
     masks = [masked.masks["weight"].bits]
@@ -77,28 +74,26 @@ def test_gradients_of_a_mean_over_devices_grow_the_same_weights(on_eight, kind):
         masked, state = pruner.step(masked, eqx.filter_jit(eqx.filter_grad(loss))(masked, *batch), state)
         masks.append(masked.masks["weight"].bits)
     assert any((a != b).any() for a, b in itertools.pairwise(masks))
-    for t, mask in enumerate(masks):
-        np.testing.assert_array_equal(arrays[f"by hand {kind}/{t}"], mask)
-    assert found == {"astray": [], "compiled again": 0, "moved": {}, "kept": cases.OUT * cases.IN // 4}
+    for kind in cases.KINDS:
+        for t, mask in enumerate(masks):
+            np.testing.assert_array_equal(arrays[f"by hand {kind}/{t}"], mask)
+        kept = cases.OUT * cases.IN // 4
+        assert figures["by hand"][kind] == {"astray": [], "compiled again": 0, "moved": {}, "kept": kept}
 
 
 @pytest.mark.parametrize(
     "name, rule, cut, spec",
     [
-        ("a byte", "packed=True", "8 along axis 1", "('b', 'a')"),
-        ("a run", "NM(n=2, m=16)", "16 along axis 1", "('b', 'a')"),
-        ("a tile", "Block(shape=(16, 4), pool='avg', axes=(0, 1))", "16 along axis 0", "(None, ('b', 'a'))"),
-        ("a tile at the edge", "Block(shape=(4, 4), pool='avg', axes=(0, 1))", "4 along axis 1", "('b', None)"),
-        ("a run of bytes", "NM(n=2, m=16) with packed=True", "16 along axis 1", "('b', 'a')"),
+        ("a byte", "packed=True", "8 along axis 1", ["b", "a"]),
+        ("a run", "NM(n=2, m=16)", "16 along axis 1", ["b", "a"]),
+        ("a tile", "Block(shape=(16, 4), pool='avg', axes=(0, 1))", "16 along axis 0", [None, ["b", "a"]]),
+        ("a tile at the edge", "Block(shape=(4, 4), pool='avg', axes=(0, 1))", "4 along axis 1", ["b", None]),
+        ("a run of bytes", "NM(n=2, m=16) with packed=True", "16 along axis 1", ["b", "a"]),
     ],
 )
 def test_groups_that_shards_cut_are_refused(on_eight, name, rule, cut, spec):
     found = on_eight[0]["refused"][name]
     assert found["message"].startswith(f"`{rule}` must have its groups ({cut}) whole on each device")
     assert "Got `head.weight` of shape (" in found["message"]
-    assert found["spec"].removeprefix("PartitionSpec").removeprefix("P") == spec
+    assert found["spec"] == spec
     assert found["astray"] == []
-
-
-def test_several_devices_are_in_the_other_process_only():
-    assert jax.device_count() == 1
