@@ -1,4 +1,4 @@
-"""What an exact selection over many devices costs: passes and all-reduces, as counted here; bytes, worked out from them.
+"""What an exact selection over many devices costs: passes and all-reduces as counted here, bytes worked out from it.
 
 python examples/benchmarks/sharded.py
 """
@@ -6,6 +6,7 @@ python examples/benchmarks/sharded.py
 import argparse
 import importlib
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -58,12 +59,12 @@ def main():
     for dtype in (jnp.float32, jnp.bfloat16):
         draw = jax.random.normal(jax.random.key(0), (args.weights // 1024, 1024)).astype(dtype)
         scores = jax.device_put(jnp.abs(draw), NamedSharding(mesh, PartitionSpec("x")))
-        select_all, count = select(args.sparsity), jax.jit(lambda s: jnp.sum(s > 1, dtype=jnp.uint32))
-        seconds = interleave({"ours": lambda s=scores: select_all(s), "pass": lambda s=scores: count(s)}, args.rounds)
+        ours, count = select(args.sparsity), jax.jit(lambda s: jnp.sum(s > 1, dtype=jnp.uint32))
+        seconds = interleave({"ours": partial(ours, scores), "pass": partial(count, scores)}, args.rounds)
         name, n = jnp.dtype(dtype).name, passes(scores, args.sparsity)
         counted[name] = n
         times = ratio(seconds["ours"], seconds["pass"])
-        moved = collectives(select_all.lower(scores).compile())
+        moved = collectives(ours.lower(scores).compile())
         per_pass = f"{np.median(seconds['ours']) / n * 1e3:.2f} ms"
         rows.append([name, n, moved, spread(seconds["ours"]), per_pass, f"{times / n:.2f}"])
     print_table(["scores", "passes", "in the program", "selection", "a pass", "of a sum over them"], rows)
