@@ -13,7 +13,7 @@ import pytest
 import eqsparse
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "examples" / "distributed.py"
-QUICK = ("--steps", "9", "--sparsity", "0.75")
+QUICK = ("--steps", "4", "--sparsity", "0.75")
 
 
 def said(process):
