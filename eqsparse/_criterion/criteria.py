@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Key, Real, UInt32
 
+from .._mask import made_as
 from .._selection import in_float32, on_one_device
 from .base import AbstractCriterion
 
@@ -34,7 +35,7 @@ class Random(AbstractCriterion):
     needs = ("key",)
 
     def score(self, weight: Inexact[Array, "*shape"], *, key: Key[Array, ""]) -> UInt32[Array, "*shape"]:
-        return _lots(key, weight.shape)
+        return made_as(lambda key: _lots(key, weight.shape), weight, key)
 
 
 def _lots(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "*shape"]:

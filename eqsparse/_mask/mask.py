@@ -8,7 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Shaped, UInt8, UInt32
+
+from .layout import laid_out_as
+from .shards import BYTE, check_whole
 
 
 @dataclasses.dataclass(frozen=True, init=False, eq=False)
@@ -41,7 +45,7 @@ class Mask:
     @classmethod
     def full(cls, weight: Shaped[Array, "*shape"], *, packed: bool = False) -> "Mask":
         """A mask that keeps all of `weight`, in a buffer of its own, sharded as the weight is."""
-        return cls(jnp.full_like(weight, True, dtype=bool), packed=packed)
+        return cls(laid_out_as(jnp.full_like(weight, True, dtype=bool), weight), packed=packed)
 
     @property
     def packed(self) -> bool:
@@ -68,6 +72,10 @@ class Mask:
         if isinstance(self.bits, Tracer):
             counted = jnp.bitwise_count(self.bits) if self.packed else self.bits
             return jnp.sum(counted, dtype=jnp.uint32)
+        if not self.bits.is_fully_addressable:  # spread over several processes
+            counted = jnp.bitwise_count(self.bits) if self.packed else self.bits
+            rows = multihost_utils.process_allgather(jnp.sum(counted, axis=-1, dtype=jnp.uint32), tiled=True)
+            return int(np.sum(rows, dtype=np.int64))
         host = np.asarray(self.bits)
         return int(np.bitwise_count(host).sum(dtype=np.int64) if self.packed else np.count_nonzero(host))
 
@@ -99,8 +107,17 @@ def as_mask(mask: Mask | Array | np.ndarray | None, weight: Array, name: str, *,
         raise ValueError(f"the mask of `{name}` must be a boolean array (True = kept). Got {_kind(dense)}.")
     if dense.shape != weight.shape:
         raise ValueError(f"the mask of `{name}` must have the weight's shape {weight.shape}. Got {dense.shape}.")
-    # A copy: donating the model must not delete the user's array.
-    return Mask(jnp.array(dense), packed=packed)
+    if packed:
+        check_whole("packed=True", name, weight, BYTE)
+    return Mask(_placed(dense, weight), packed=packed)
+
+
+def _placed(dense: Array | np.ndarray, weight: Array) -> Array:
+    """A copy where the weight is: donating the model must not delete the user's array."""
+    known = isinstance(weight, jax.Array) and not isinstance(weight, Tracer)
+    if not known or len(weight.sharding.device_set) == 1:
+        return jnp.array(dense)
+    return jax.device_put(dense.copy() if isinstance(dense, np.ndarray) else jnp.array(dense), weight.sharding)
 
 
 def _is_boolean(value: object) -> bool:

@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array, PyTree
 
 from .._layers import AbstractMasked, maskable_fields, twin_of
-from .._mask import Mask
+from .._mask import BYTE, check_whole, Mask
 from .._sites import is_model, join, map_layers, pick, read, replace_fields, Where
 from .buffers import own_buffers
 
@@ -28,7 +28,8 @@ def sparsify(model: PyTree, where: Where = None, *, packed: bool = False) -> PyT
     that `eqx.nn.Shared` ties to a masked one are tied to its effective weight. No two leaves are in the same
     buffer, so that the model can be donated.
 
-    **Raises:** `ValueError` if a pattern matches no weight, or the model has no layer that can be masked.
+    **Raises:** `ValueError` if a pattern matches no weight, the model has no layer that can be masked, or the bytes of
+    a packed mask would be cut by the shards of a weight.
     """
     arrays = _maskable(model)
     if not arrays:
@@ -46,6 +47,9 @@ def sparsify(model: PyTree, where: Where = None, *, packed: bool = False) -> PyT
         twin = twin_of(layer)
         masked = layer if twin is None else twin.holding(layer, {})
         had = masked.masks
+        if packed:
+            for name in fields:
+                check_whole("packed=True", join(path, name), getattr(masked.layer, name), BYTE)
         new = {n: Mask.full(getattr(masked.layer, n), packed=packed) for n in fields if n not in had}
         return replace_fields(masked, {"masks": {**had, **new}})
 

@@ -38,6 +38,7 @@ from .match import like_parameters, Outline, outline, same_model, same_optimiser
 from .optimiser import AbstractUpkeep, FreshWhereGrown, numbers_as_arrays, OptimiserState, parameters_by_path, start
 from .order import AbstractOrder, Before
 from .plan import Plan, plan
+from .shards import check_shards, on_mesh_of
 from .turn import key_for, masked_sites, Memory, Setting, Turn
 from .view import AbstractView, OnMask
 
@@ -146,8 +147,8 @@ class AbstractPruner(eqx.Module):
         plain model; `RigL`: drawn; straight-through: chosen), weights on their masks, no two
         leaves in the same buffer (so that both can be donated).
 
-        **Raises:** `ValueError` if there is nothing to prune, a pattern matches no weight, or a structure does not
-        fit a weight or its target.
+        **Raises:** `ValueError` if there is nothing to prune, a pattern matches no weight, a structure does not fit a
+        weight or its target, or what a mask keeps together (a tile, a run, a byte) is cut by the shards of a weight.
         """
         model = self._sparsified(model)
         parameters, rest = eqx.partition(model, eqx.is_inexact_array)
@@ -302,6 +303,7 @@ class AbstractPruner(eqx.Module):
         sites = masked_sites(read(parameters), masks)
         made = self.plan_for(sites)(self.distribution)
         made.check()
+        check_shards(made, sites, masks)
         if not made.sites and not isinstance(self.transition, Kept):
             raise ValueError(
                 f"`{type(self).__name__}` must have a weight to prune: `where` and the distribution leave none of "
@@ -317,7 +319,7 @@ class AbstractPruner(eqx.Module):
         if self.optim is not None:
             turn = dataclasses.replace(turn, optim=start(self.optim, turn.parameters)).settled()
         memory = self._memory(turn, turn.optim) | self.order.start(turn.parameters)
-        return turn, dataclasses.replace(state, optim=turn.optim, memory=memory)
+        return turn, on_mesh_of(sites, dataclasses.replace(state, optim=turn.optim, memory=memory))
 
     def advance(self, turn: Turn, state: PrunerState) -> tuple[Turn, PrunerState]:
         """Where a step ends, from where the last one did."""

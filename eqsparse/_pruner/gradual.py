@@ -149,9 +149,12 @@ class FisherPruning(AbstractPruner):
         [WoodFisher](https://arxiv.org/abs/2004.14340)
     """
 
-    criterion: ClassVar[AbstractCriterion] = Fisher()
     transition: ClassVar[AbstractTransition] = Monotone()
     upkeep: ClassVar[AbstractUpkeep] = ZeroWhereDropped()
+
+    @property
+    def criterion(self) -> AbstractCriterion:
+        return Fisher()  # not when the class is made: an import must not start JAX, which may yet be told its devices
 
 
 @final

@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from jaxtyping import Array, Bool, Float32, UInt32
 
 from .._distribution import AbstractBudget, AbstractDistribution
-from .._selection import finish_all, fraction_of
+from .._mask import laid_out_as
+from .._selection import finish_all, fraction_of, Pending
 from .._sites import PatternMap, pick, Sites, Where
 from .._structure import AbstractStructure, Unstructured
 
@@ -30,14 +31,19 @@ class Plan:
         pending = [
             budget.enter(scores, self.sites, self.structures, at(budget.density), kept) for budget in self.budgets
         ]
-        return {path: mask for masks in finish_all(pending) for path, mask in masks.items()}
+        return self._finished(pending)
 
     def survivors(
         self, scores: Mapping[str, Array], masks: Mapping[str, Bool[Array, "..."]], drop: UInt32[Array, ""]
     ) -> dict[str, Bool[Array, "..."]]:
         """What is left of the weights in the masks when the share `drop` of them goes, those of the lowest scores."""
         pending = [budget.survive(scores, masks, self.sites, self.structures, drop) for budget in self.budgets]
-        return {path: mask for chosen in finish_all(pending) for path, mask in chosen.items()}
+        return self._finished(pending)
+
+    def _finished(self, pending: Sequence[Pending]) -> dict[str, Bool[Array, "..."]]:
+        """Masks by path, in the shards of their weights."""
+        found = {path: mask for masks in finish_all(pending) for path, mask in masks.items()}
+        return {path: laid_out_as(mask, self.sites[path].weight) for path, mask in found.items()}
 
     def only(self, paths: Collection[str]) -> "Plan":
         """For some of the sites, those of whole budgets."""

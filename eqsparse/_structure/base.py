@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Shaped, UInt32
 
 from .._check import unit
+from .._mask import laid_out_as
 from .._selection import Contest, count, density_of, finish_all, Heat, maximum, Pending, Wide
 from .._show import show
 
@@ -55,6 +56,11 @@ class AbstractStructure(eqx.Module):
         """The mask of the weights, from that of the groups."""
         return chosen
 
+    def runs(self, geometry: Geometry) -> dict[int, int]:
+        """What must not be cut by the shards of a weight: axis, counted from the end of the shape (negative) → how many
+        neighbours along it belong to one group. Groups that take in whole axes may be cut: they are summed over."""
+        return {}
+
     @abc.abstractmethod
     def check(self, path: str, core: tuple[int, ...], density: UInt32[Array, ""] | None, geometry: Geometry) -> None:
         """Raises `ValueError` if weights of that shape can't have this structure, at that density if it is known."""
@@ -91,7 +97,7 @@ def _mask(
     structure: AbstractStructure, scores: Shaped[Array, "..."], density: UInt32[Array, ""], geometry: Geometry
 ) -> Bool[Array, "..."]:
     # Compiled also where the caller is not: a bare loop would compile anew at each call.
-    return finish_all([structure.enter(scores, density, geometry)])[0]
+    return laid_out_as(finish_all([structure.enter(scores, density, geometry)])[0], scores)
 
 
 class AbstractPooling(AbstractStructure):

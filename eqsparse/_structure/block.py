@@ -4,6 +4,7 @@ import math
 from typing import final, Literal
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Shaped, UInt32
@@ -53,7 +54,8 @@ class Block(AbstractPooling):
         core = geometry.core(scores.shape)
         stack = scores.ndim - len(core)
         if is_lot(scores):
-            return scores[(slice(None),) * stack + tuple(slice(None, None, b) for b in tile)]
+            strides = (*(1,) * stack, *tile)  # as a slice of JAX's own: indexing may gather what is sharded
+            return jax.lax.slice(scores, (0,) * scores.ndim, scores.shape, strides)
         scores = in_float32(scores)
         if self.pool == "avg":
             total = jnp.sum(_tiled(scores, core, tile, 0.0), axis=_within(stack, len(core)))
@@ -82,6 +84,9 @@ class Block(AbstractPooling):
 
     def rivals(self, geometry: Geometry) -> int:
         return geometry.core_rank
+
+    def runs(self, geometry: Geometry) -> dict[int, int]:
+        return {geometry.place(axis): length for axis, length in zip(self.axes, self.shape, strict=True)}
 
     def check(self, path: str, core: tuple[int, ...], density: UInt32[Array, ""] | None, geometry: Geometry) -> None:
         at = f"shape {core}" + (f" at `{path}`" if path else "")

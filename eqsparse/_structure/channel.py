@@ -30,7 +30,10 @@ class Channel(AbstractPooling):
     def pooled(self, scores: Shaped[Array, "..."], geometry: Geometry) -> Shaped[Array, "..."]:
         others = self._others(scores.ndim, geometry)
         if is_lot(scores):
-            return scores[tuple(slice(0, 1) if a in others else slice(None) for a in range(scores.ndim))]
+            for axis in others:  # by sums, as nothing can be sliced out of a sharded axis
+                first = (jnp.arange(scores.shape[axis]) == 0).astype(scores.dtype)
+                scores = scores * first.reshape(*(-1 if a == axis else 1 for a in range(scores.ndim)))
+            return jnp.sum(scores, axis=others, keepdims=True, dtype=scores.dtype)
         return jnp.mean(in_float32(scores), axis=others, keepdims=True)
 
     def sizes(self, core: tuple[int, ...]) -> int:

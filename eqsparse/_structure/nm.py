@@ -56,6 +56,9 @@ class NM(AbstractStructure):
             return Pending([], lambda _: jnp.ones_like(scores, bool))
         return Pending([], lambda _: select_in_runs(scores, self.m, axis, keep, kept))
 
+    def runs(self, geometry: Geometry) -> dict[int, int]:
+        return {self._place(geometry): self.m}
+
     def check(self, path: str, core: tuple[int, ...], density: UInt32[Array, ""] | None, geometry: Geometry) -> None:
         axis = geometry.contraction_axis if self.axis is None else self.axis
         if not core or not -len(core) <= axis < len(core):

@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Bool, Shaped, UInt32
 
 from ..._criterion import AbstractCriterion
 from ..._distribution import AbstractDistribution, geometry_of
+from ..._mask import laid_out_as
 from ..._schedule import AbstractSchedule
 from ..._selection import density_of, fraction_of
 from ..._structure import AbstractPooling, AbstractStructure, Geometry, is_lot
@@ -110,7 +111,8 @@ def _last(
         """The weights of the groups for which something holds (of their pooled weights)."""
         if not isinstance(structure, AbstractPooling) or weights.size == 0:
             return holds(weights)
-        return structure.spread(holds(structure.pooled(weights, geometry)), weights.shape, geometry)
+        groups = holds(structure.pooled(weights, geometry))
+        return laid_out_as(structure.spread(groups, weights.shape, geometry), weights)
 
     there = where_group(lambda part: part > 0, mask.astype(jnp.float32))
     if is_lot(scores):
