@@ -78,7 +78,7 @@ def calibrate(
     picked = pick(where, {path: site.weight for path, site in sites.items()}, "calibrate(where=...)")
     zeros = {path: _zeros(site, forms[path], names) for path, site in sites.items() if path in picked}
     sums, seen = zeros, 0
-    for batch in _iterated(batches):
+    for batch in iterated(batches, "calibrate(batches=...)"):
         sums, seen = (
             _joined(sums, _of_batch(model, batch, seen, mapped if forward is None else forward, zeros)),
             seen + 1,
@@ -104,11 +104,11 @@ def _names(statistics: Any) -> tuple[str, ...]:
     return names
 
 
-def _iterated(batches: Any) -> Iterable[Any]:
+def iterated(batches: Any, argument: str) -> Iterable[Any]:
+    """Batches, and not one of them."""
     if not isinstance(batches, Iterable) or isinstance(batches, str | Mapping) or hasattr(batches, "dtype"):
         raise ValueError(
-            "`calibrate(batches=...)` must be an iterable of batches: of one batch a list. "
-            f"Got {type(batches).__name__}."
+            f"`{argument}` must be an iterable of batches: of one batch a list. Got {type(batches).__name__}."
         )
     return batches
 
