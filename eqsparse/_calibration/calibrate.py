@@ -39,8 +39,8 @@ def calibrate(
     Each layer is called, by whatever transformations, as `forward` calls it: under `vmap` and `jit`, several times, in
     a `scan` over a stack of layers (each layer of which has statistics of its own). The statistics come out as the
     cotangents of one `jax.grad`, so `forward` must be differentiable: a layer whose output reaches what `forward`
-    returns only through `jax.lax.stop_gradient` or whole numbers is not seen. The rest of the backward pass is not
-    computed.
+    returns only through `jax.lax.stop_gradient` or whole numbers is not seen, and neither a `jax.lax.while_loop` nor a
+    gradient that `forward` itself takes may be around it. The rest of the backward pass is not computed.
 
     A row of inputs counts as often as the layer is called on it. A layer that is called outside `vmap`, or on what is
     the same for all examples of one (positions, say), sees one row for each batch. Of a `jax.lax.cond` whose condition
@@ -95,7 +95,7 @@ def mapped(model: Any, batch: PyTree) -> PyTree:
 
 
 def _names(statistics: Any) -> tuple[str, ...]:
-    names = (statistics,) if isinstance(statistics, str) else tuple(statistics)
+    names = tuple(statistics) if isinstance(statistics, list | tuple | set) else (statistics,)
     for name in names:
         if name not in ASKED_FOR:
             raise ValueError(f"`calibrate(statistics=...)` must be of {list(ASKED_FOR)}. Got {name!r}.")

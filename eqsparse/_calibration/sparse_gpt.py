@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float32, Inexact, PyTree, UInt32
 
-from .._check import integer, number
+from .._check import integer, not_negative
 from .._criterion import AbstractCriterion
 from .._distribution import AbstractBudget, AbstractDistribution, geometry_of, SiteBudget
 from .._pruner.plan import Plan
@@ -66,7 +66,7 @@ class SparseGPT(AbstractPostTraining):
             it in float32, ten times as much is tried.
         - `block_size`: Inputs for which masks are chosen together.
         """
-        self.damping = number(damping, "SparseGPT(damping=...)", jnp.float32)
+        self.damping = not_negative(damping, "SparseGPT(damping=...)")
         self.block_size = integer(block_size, "SparseGPT(block_size=...)", 1)
         super().__init__(optim, distribution=distribution, structure=structure, **common)
 

@@ -362,6 +362,7 @@ def test_errors_name_argument_rule_and_value():
         lambda: calibrate(model, np.ones((3, 4)))
     )
     assert "`calibrate(statistics=...)` must be of" in error(lambda: calibrate(model, [x], statistics="grams"))
+    assert "must be of ['second_moment', 'gram'" in error(lambda: calibrate(model, [x], statistics=None))
     assert "Nearest: ['layers.0.weight'" in error(lambda: calibrate(model, [x], where="layer.0.weight"))
     bad = x.at[0, 0].set(jnp.inf)
     assert "NaN or infinity at ['layers.0.weight'" in error(lambda: calibrate(model, [x, bad]))

@@ -305,4 +305,15 @@ def test_errors_of_statistics_that_do_not_fit(known):
         eqsparse.reconstruct(LAYER, LAYER, known)
     with pytest.raises(ValueError, match="must have a weight of shape"):
         eqsparse.reconstruct(wanda.prune(LAYER, statistics=known), MLP, known)
+    for value in (-0.1, jnp.nan):
+        assert "`SparseGPT(damping=...)` must be finite and not negative." in message(
+            lambda value=value: eqsparse.SparseGPT(distribution=0.5, damping=value)
+        )
+    assert "`reconstruct(damping=...)` must be finite and not negative. Got -1." in message(
+        lambda: eqsparse.reconstruct(wanda.prune(LAYER, statistics=known), LAYER, known, damping=-1.0)
+    )
+    assert (
+        "`prune_sequentially(batches=...)` must be an iterable of batches: of one batch a list. Got NoneType"
+        in message(lambda: eqsparse.prune_sequentially(wanda, LAYER, None, ["*"]))
+    )
     assert damped(np.eye(2), 0.5)[0, 0] == 1.5
