@@ -317,9 +317,8 @@ def main(argv=None):
             (args.out / "losses.json").write_text(json.dumps(vars(results), indent=1))  # of the seeds so far
 
     model, best = runs[0]
-    sizes = eqsparse.report(best[EXPORTED]).total
-    title = f"Language model, {sizes['size']:,} weights in {args.depth} blocks, {args.seeds} seeds"
-    console.print(results.table(title))
+    size = sum(mask.size for path, mask in eqsparse.get_masks(best[EXPORTED]).items() if path.startswith("blocks."))
+    console.print(results.table(f"{size:,} weights to prune, seeds: {args.seeds}"))
     for line in results.orders():
         console.print(line, soft_wrap=True)
     results.figure().savefig(args.out / "post_training.png", dpi=110)

@@ -44,7 +44,8 @@ def calibrate(
 
     A row of inputs counts as often as the layer is called on it. A layer that is called outside `vmap`, or on what is
     the same for all examples of one (positions, say), sees one row for each batch. Of a `jax.lax.cond` whose condition
-    differs between examples both branches are run, and count.
+    differs between examples both branches are run, but only the rows of the one that is taken count; there are sums for
+    each example in between, so Gram matrices take as much more memory.
 
     **Arguments:**
 
