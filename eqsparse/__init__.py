@@ -16,6 +16,7 @@ from ._calibration import (
     RelativeImportance as RelativeImportance,
     RemovalError as RemovalError,
     RIA as RIA,
+    rms_gradients as rms_gradients,
     SiteStatistics as SiteStatistics,
     SparseGPT as SparseGPT,
     Statistics as Statistics,

@@ -7,6 +7,7 @@ from .criteria import (
     RelativeImportance as RelativeImportance,
     RemovalError as RemovalError,
 )
+from .gradients import rms_gradients as rms_gradients
 from .owl import OWL as OWL
 from .pruners import AbstractPostTraining as AbstractPostTraining, RIA as RIA, Wanda as Wanda
 from .reconstruct import reconstruct as reconstruct

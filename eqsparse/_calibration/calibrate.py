@@ -39,12 +39,13 @@ def calibrate(
     Each layer is called, by whatever transformations, as `forward` calls it: under `vmap` and `jit`, several times, in
     a `scan` over a stack of layers (each layer of which has statistics of its own). The statistics come out as the
     cotangents of one `jax.grad`, so `forward` must be differentiable: a layer whose output reaches what `forward`
-    returns only through `jax.lax.stop_gradient` or whole numbers is not seen. The rest of the backward pass is not
-    computed.
+    returns only through `jax.lax.stop_gradient` or whole numbers is not seen, and neither a `jax.lax.while_loop` nor a
+    gradient that `forward` itself takes may be around it. The rest of the backward pass is not computed.
 
     A row of inputs counts as often as the layer is called on it. A layer that is called outside `vmap`, or on what is
     the same for all examples of one (positions, say), sees one row for each batch. Of a `jax.lax.cond` whose condition
-    differs between examples both branches are run, and count.
+    differs between examples both branches are run, but only the rows of the one that is taken count; there are sums for
+    each example in between, so Gram matrices take as much more memory.
 
     **Arguments:**
 
@@ -78,7 +79,7 @@ def calibrate(
     picked = pick(where, {path: site.weight for path, site in sites.items()}, "calibrate(where=...)")
     zeros = {path: _zeros(site, forms[path], names) for path, site in sites.items() if path in picked}
     sums, seen = zeros, 0
-    for batch in _iterated(batches):
+    for batch in iterated(batches, "calibrate(batches=...)"):
         sums, seen = (
             _joined(sums, _of_batch(model, batch, seen, mapped if forward is None else forward, zeros)),
             seen + 1,
@@ -95,7 +96,7 @@ def mapped(model: Any, batch: PyTree) -> PyTree:
 
 
 def _names(statistics: Any) -> tuple[str, ...]:
-    names = (statistics,) if isinstance(statistics, str) else tuple(statistics)
+    names = tuple(statistics) if isinstance(statistics, list | tuple | set) else (statistics,)
     for name in names:
         if name not in ASKED_FOR:
             raise ValueError(f"`calibrate(statistics=...)` must be of {list(ASKED_FOR)}. Got {name!r}.")
@@ -104,11 +105,11 @@ def _names(statistics: Any) -> tuple[str, ...]:
     return names
 
 
-def _iterated(batches: Any) -> Iterable[Any]:
+def iterated(batches: Any, argument: str) -> Iterable[Any]:
+    """Batches, and not one of them."""
     if not isinstance(batches, Iterable) or isinstance(batches, str | Mapping) or hasattr(batches, "dtype"):
         raise ValueError(
-            "`calibrate(batches=...)` must be an iterable of batches: of one batch a list. "
-            f"Got {type(batches).__name__}."
+            f"`{argument}` must be an iterable of batches: of one batch a list. Got {type(batches).__name__}."
         )
     return batches
 

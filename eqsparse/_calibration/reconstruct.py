@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float32, Inexact
 
-from .._check import instance, number
+from .._check import instance, not_negative
 from .._sites import masks_of, read, write
 from .criteria import statistics_at
 from .obs import normalised, with_enough_damping
@@ -36,14 +36,14 @@ def reconstruct(model: _Model, dense_model: object, statistics: Statistics, *, d
 
     **Returns:** The model, with the same masks.
 
-    **Raises:** `ValueError` if the models differ, nothing is masked, or there is no Gram matrix.
+    **Raises:** `ValueError` if the models differ, nothing is masked, there is no Gram matrix, or `damping` is negative.
 
     ??? cite
 
         [Optimal Brain Compression](https://arxiv.org/abs/2208.11580), section 2
     """
     instance(statistics, Statistics, "reconstruct(statistics=...)", "what `eqsparse.calibrate` returns")
-    damping = number(damping, "reconstruct(damping=...)", jnp.float32)
+    damping = not_negative(damping, "reconstruct(damping=...)")
     sites, dense = read(model), read(dense_model)
     masks = {path: mask for path, mask in masks_of(sites).items() if path in statistics}
     if not masks:

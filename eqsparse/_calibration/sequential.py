@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from .._check import instance
 from .._sites import pick, read, Where
-from .calibrate import calibrate, Forward
+from .calibrate import calibrate, Forward, iterated
 from .pruners import AbstractPostTraining
 
 _Model = TypeVar("_Model")
@@ -44,6 +44,7 @@ def prune_sequentially(
     those of another.
     """
     instance(pruner, AbstractPostTraining, "prune_sequentially(pruner=...)", "a pruner that goes by statistics")
+    batches = iterated(batches, "prune_sequentially(batches=...)")
     if iter(batches) is batches and len(groups) > 1:
         raise ValueError(
             "`prune_sequentially(batches=...)` must be a list, or what else can be gone through several times. "

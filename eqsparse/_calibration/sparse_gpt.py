@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float32, Inexact, PyTree, UInt32
 
-from .._check import integer, number
+from .._check import integer, not_negative
 from .._criterion import AbstractCriterion
 from .._distribution import AbstractBudget, AbstractDistribution, geometry_of, SiteBudget
 from .._pruner.plan import Plan
@@ -22,7 +22,7 @@ from .obs import eliminate, factor
 from .pruners import AbstractPostTraining, dense_mask
 from .statistic import GRAM
 from .statistics import SiteStatistics, Statistics
-from .steps import padded_length, Steps, steps_for, steps_of_known_masks
+from .steps import Steps, steps_for, steps_of_known_masks
 
 
 @final
@@ -32,8 +32,9 @@ class SparseGPT(AbstractPostTraining):
     In blocks of inputs those weights go whose removal costs least, as things stand when it is the block's turn: in each
     block the same share, of all rows together (`Unstructured()`) or of each (`Unstructured("row")`), or in each run of
     `NM(n, m)`. With other structures, and distributions by which sites share a budget, all masks are chosen before, by
-    `RemovalError`. Counts are exact. Statistics must hold `"gram"`. Tokens of an embedding can't make up for each
-    other: none of its weights changes but to zero.
+    `RemovalError`. Counts are exact; where weights are masked already, as long as enough are not (in each row with
+    `Unstructured("row")`, in each run with `NM`). Statistics must hold `"gram"`. Tokens of an embedding can't make up
+    for each other: none of its weights changes but to zero.
 
     Inputs that were always 0 go first. With fewer rows than inputs the Gram matrix is singular: the damping sees to it
     that there is one answer. In float32 whatever the weights' dtype.
@@ -65,7 +66,7 @@ class SparseGPT(AbstractPostTraining):
             it in float32, ten times as much is tried.
         - `block_size`: Inputs for which masks are chosen together.
         """
-        self.damping = number(damping, "SparseGPT(damping=...)", jnp.float32)
+        self.damping = not_negative(damping, "SparseGPT(damping=...)")
         self.block_size = integer(block_size, "SparseGPT(block_size=...)", 1)
         super().__init__(optim, distribution=distribution, structure=structure, **common)
 
@@ -135,14 +136,14 @@ def _of_slice(
 ) -> tuple[Array, Array]:
     """One layer of a stack: the weights that are left and which they are."""
     features, order = matrix.shape[-1], steps.order
-    missing = padded_length(steps.levels, features) - features
+    missing = steps.padding(features)
     gone_through = lambda x: jnp.pad(jnp.swapaxes(x[..., order], 1, 2), [(0, 0), (0, missing), (0, 0)])
     of_inputs = factor(gram[:, order][:, :, order], damping)
     lower = jax.vmap(lambda one: jnp.eye(features + missing).at[:features, :features].set(one))(of_inputs.lower)
     # What an input that is always 0 is multiplied by costs nothing; it stays as it is if nothing else is left to go.
     seen = ~jnp.pad(of_inputs.dead, [(0, 0), (0, missing)])[..., None]
     may = gone_through(mask)
-    left, _, stay = eliminate(jnp.where(seen, gone_through(matrix), 0), lower, may, steps.levels)
+    left, _, stay = eliminate(jnp.where(seen, gone_through(matrix), 0), lower, may, steps.levels(may))
     back = lambda x: jnp.swapaxes(x[:, :features], 1, 2)[..., np.argsort(order)]
     left, stay = back(left), back(stay)
     dead = of_inputs.dead[:, None, np.argsort(order)]

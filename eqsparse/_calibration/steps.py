@@ -1,9 +1,9 @@
 """Masks that are chosen on the way, from weights that have made up for those removed before."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, UInt32
@@ -20,11 +20,17 @@ class Steps(NamedTuple):
     """How a weight is gone through.
 
     - `order`: of its features.
-    - `levels`: runs of them, and what is chosen in each.
+    - `size`: features of the longest runs.
+    - `levels`: which weights may stay, (groups, features, outputs) → runs of features, and what is chosen in each.
     """
 
     order: np.ndarray
-    levels: tuple[Level, ...]
+    size: int
+    levels: Callable[[Bool[Array, "groups features outputs"]], tuple[Level, ...]]
+
+    def padding(self, features: int) -> int:
+        """Features that are missing to a whole number of the longest runs."""
+        return -features % self.size
 
 
 def steps_for(
@@ -40,7 +46,7 @@ def steps_for(
 
 def steps_of_known_masks(form: Form, block: int) -> Steps:
     """For masks that are there already."""
-    return Steps(np.arange(form.features), _levels(block, None))
+    return Steps(np.arange(form.features), block, lambda may: _levels(block, None))
 
 
 def _levels(block: int, choose: Any) -> tuple[Level, ...]:
@@ -51,25 +57,52 @@ def _levels(block: int, choose: Any) -> tuple[Level, ...]:
 def _by_share(
     structure: Unstructured, geometry: Geometry, form: Form, outputs: int, density: UInt32[Array, ""], block: int
 ) -> Steps:
-    """Each block of features keeps its share, so that counts are exact in the end: of the site, or of each row."""
+    """Each block of features keeps its share, so that counts are exact in the end: of the site, or of each row.
+
+    Where fewer weights of a block may stay than its share, others keep more.
+    """
     rows = form.groups * outputs
     ends = np.minimum(np.arange(-(-form.features // block) + 1) * block, form.features)
     least = jnp.where(density > 0, jnp.uint32(1), jnp.uint32(0))
     kept = jnp.stack([jnp.maximum(count(rows * int(end), density).lo, least if end else 0) for end in ends])
+    row = jnp.arange(rows, dtype=jnp.uint32)
+    shared = lambda total: total // rows + (row < total % rows).astype(jnp.uint32)  # the first have the remainder
+    by_row = jax.vmap(shared)(kept).reshape(-1, form.groups, outputs)
 
-    def of_site(first: Array, scores: Float32[Array, "groups size outputs"]) -> Bool[Array, "groups size outputs"]:
-        k = kept[first // block + 1] - kept[first // block]
-        return select(Contest(scores, 3), Wide(jnp.zeros_like(k), k))
+    def levels(may: Bool[Array, "groups features outputs"]) -> tuple[Level, ...]:
+        blocks = jnp.moveaxis(may.reshape(form.groups, -1, block, outputs), 1, 0)
+        if structure.per == "row":
+            found = _fitting(by_row, jnp.sum(blocks, axis=2, dtype=jnp.uint32))
+        else:
+            found = _fitting(kept, jnp.sum(blocks, axis=(1, 2, 3), dtype=jnp.uint32))
 
-    def of_rows(first: Array, scores: Float32[Array, "groups size outputs"]) -> Bool[Array, "groups size outputs"]:
-        row = jnp.arange(rows, dtype=jnp.uint32)
-        shared = lambda total: total // rows + (row < total % rows).astype(jnp.uint32)  # the first have the remainder
-        k = (shared(kept[first // block + 1]) - shared(kept[first // block])).reshape(form.groups, outputs)
-        return jnp.moveaxis(select(Contest(jnp.moveaxis(scores, 1, 2), 1), Wide(jnp.zeros_like(k), k)), 2, 1)
+        def choose(first: Array, now: Array, diagonal: Array, may: Array) -> Bool[Array, "groups size outputs"]:
+            k, scores = found[first // block], _costs(now, diagonal, may)
+            if structure.per == "site":
+                return select(Contest(scores, 3), Wide(jnp.zeros_like(k), k))
+            best = select(Contest(jnp.moveaxis(scores, 1, 2), 1), Wide(jnp.zeros_like(k), k))
+            return jnp.moveaxis(best, 2, 1)
 
-    by = {"site": of_site, "row": of_rows}[structure.per]
-    choose = lambda first, now, diagonal, may: by(first, _costs(now, diagonal, may))
-    return Steps(np.arange(form.features), _levels(block, choose))
+        return _levels(block, choose)
+
+    return Steps(np.arange(form.features), block, levels)
+
+
+def _fitting(upto: UInt32[Array, "ends ..."], there: UInt32[Array, "blocks ..."]) -> UInt32[Array, "blocks ..."]:
+    """How many each block keeps, of as many as are there: as many in total as if more were.
+
+    - `upto`: how many all blocks before are to keep, up to each end.
+    """
+    short = lambda a, b: jnp.maximum(a, b) - b  # without a sign
+    after = [jnp.zeros_like(there[0])]
+    for n in there[:0:-1]:
+        after.insert(0, after[0] + n)
+    kept, before = [], jnp.zeros_like(there[0])
+    for wanted, n, later in zip(upto[1:], there, after, strict=True):
+        # Not fewer than what later blocks can't keep in its place.
+        kept.append(jnp.minimum(short(jnp.maximum(wanted, short(upto[-1], later)), before), n))
+        before = before + kept[-1]
+    return jnp.stack(kept)
 
 
 def _by_runs(
@@ -85,7 +118,7 @@ def _by_runs(
     keep = count_up(structure.m, density).clip(np.uint32(structure.n), np.uint32(structure.m))
     choose = lambda first, now, diagonal, may: select_in_runs(_costs(now, diagonal, may), structure.m, 1, keep, None)
     outer = structure.m * max(1, block // structure.m)
-    return Steps(order, (Level(outer), Level(structure.m, choose), Level(1)))
+    return Steps(order, outer, lambda may: (Level(outer), Level(structure.m, choose), Level(1)))
 
 
 def _costs(now: Array, diagonal: Array, may: Array) -> Float32[Array, "groups size outputs"]:
@@ -94,8 +127,3 @@ def _costs(now: Array, diagonal: Array, may: Array) -> Float32[Array, "groups si
 
 
 _STEPS: dict[type, Callable[..., Steps | None]] = {Unstructured: _by_share, NM: _by_runs}
-
-
-def padded_length(levels: tuple[Level, ...], features: int) -> int:
-    """Features up to a whole number of the longest runs."""
-    return math.ceil(features / levels[0].size) * levels[0].size

@@ -141,7 +141,8 @@ class GlobalSaliencyPruning(AbstractPruner):
 @final
 class FisherPruning(AbstractPruner):
     """Gradual pruning by `w² ν`, ν being the mean squared gradient: the optimiser's second moment where it has one
-    (a field `nu`, as Adam's), else a running mean in the state. `prune(model, grads=...)` takes `w² g²`.
+    (a field `nu`, as Adam's), else a running mean in the state. `prune(model, grads=...)` takes `w² g²`: of a trained
+    model give it [`eqsparse.rms_gradients`][].
 
     ??? cite
 

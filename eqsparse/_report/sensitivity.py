@@ -110,7 +110,7 @@ class Sensitivity:
 def sensitivity(
     model: PyTree,
     loss: Callable[[Any], Array],
-    sparsities: Sequence[float] = (0.5, 0.6, 0.7, 0.8, 0.9),
+    sparsities: float | Sequence[float] = (0.5, 0.6, 0.7, 0.8, 0.9),
     *,
     where: Where = None,
     prune: Callable[[AbstractDistribution], AbstractPruner] | None = None,
@@ -127,7 +127,7 @@ def sensitivity(
 
     - `model`: An Equinox model, masked or plain.
     - `loss`: `(model) -> scalar`, of data of its own.
-    - `sparsities`: In `[0, 1]`.
+    - `sparsities`: In `[0, 1]`, one or several.
     - `where`: Which weights, as in `eqsparse.sparsify`. All by default.
     - `prune`: A distribution → the pruner that masks the weight: by magnitude by default. It must do without gradients.
     - `batch_size`: How many sparsities are tried side by side: as many models are held at once.
@@ -136,7 +136,8 @@ def sensitivity(
 
     **Raises:** `ValueError` if a sparsity is outside `[0, 1]`, or a pattern matches no weight.
     """
-    levels = sorted({float(unit(sparsity, "sensitivity(sparsities=...)")) for sparsity in sparsities})
+    several = sparsities if np.ndim(sparsities) else [sparsities]
+    levels = sorted({float(unit(sparsity, "sensitivity(sparsities=...)")) for sparsity in several})
     if not levels:
         raise ValueError("`sensitivity(sparsities=...)` must hold one at least. Got none.")
     model = model if is_sparsified(model) else sparsify(model)
@@ -154,7 +155,10 @@ def sensitivity(
 
         return jax.lax.map(of_level, levels, batch_size=batch_size)
 
-    dense = float(eqx.filter_jit(loss)(model))
+    found = eqx.filter_jit(loss)(model)
+    if jnp.shape(found) != ():
+        raise ValueError(f"`sensitivity(loss=...)` must return one number. Got shape {jnp.shape(found)}.")
+    dense = float(found)
     losses = np.stack([np.asarray(of_path(model, path, jnp.asarray(levels))) for path in paths])
     return Sensitivity(paths, tuple(sites[p].weight.size for p in paths), tuple(levels), dense, losses)
 

@@ -335,6 +335,15 @@ def test_the_backward_pass_is_left_out(statistic, own, optimised):
         assert tapped == forward - 1 + own * layers
 
 
+def test_of_a_conditional_the_branch_that_is_taken_counts():
+    model, x = tuple(eqx.nn.Linear(4, 4, key=key) for key in jax.random.split(KEY)), normal(9, 4)
+    either = lambda model: lambda x: jax.lax.cond(x[0] > 0, lambda x: model[0](x), lambda x: model[1](x), x)
+    forward = lambda model, x: jax.vmap(either(model))(x)
+    found = eqsparse.calibrate(model, [x], statistics=ALL, forward=forward)
+    agree(found["0.weight"], x[x[:, 0] > 0])
+    agree(found["1.weight"], x[x[:, 0] <= 0])
+
+
 def test_one_trace_for_all_batches():
     traces = []
 
@@ -362,6 +371,7 @@ def test_errors_name_argument_rule_and_value():
         lambda: calibrate(model, np.ones((3, 4)))
     )
     assert "`calibrate(statistics=...)` must be of" in error(lambda: calibrate(model, [x], statistics="grams"))
+    assert "must be of ['second_moment', 'gram'" in error(lambda: calibrate(model, [x], statistics=None))
     assert "Nearest: ['layers.0.weight'" in error(lambda: calibrate(model, [x], where="layer.0.weight"))
     bad = x.at[0, 0].set(jnp.inf)
     assert "NaN or infinity at ['layers.0.weight'" in error(lambda: calibrate(model, [x, bad]))

@@ -216,6 +216,23 @@ def test_what_is_masked_already_stays_so(known):
         assert not (mask & ~before).any() and (w[~mask] == 0).all() and 50 <= mask.sum() <= 56
 
 
+def test_counts_are_exact_where_masks_were_uneven(known):
+    """What early inputs, all masked in most rows, can't keep of their share the later ones do; what late ones can't the
+    early; where there are fewer than the target, all stay."""
+    uneven = np.ones((7, 20), bool)
+    uneven[:6, :10] = uneven[6, 12:] = False  # 72 of 140
+    for there in (uneven, uneven[:, ::-1]):
+        model = eqsparse.MaskedLinear.from_layer(LAYER, jnp.asarray(there))
+        for sparsity, kept in ((0.5, 70), (0.6, 56), (0.4, 72)):
+            w, mask = pruned(eqsparse.SparseGPT(distribution=sparsity, block_size=4), known, model)
+            assert mask.sum() == kept and not (mask & ~there).any() and (w[~mask] == 0).all()
+        rows = eqsparse.Unstructured("row")
+        w, mask = pruned(eqsparse.SparseGPT(distribution=0.55, structure=rows, block_size=4), known, model)
+        np.testing.assert_array_equal(mask.sum(1), 9)  # 63, although eight of the inputs of a row have at most two
+        w, mask = pruned(eqsparse.SparseGPT(distribution=0.4, structure=rows, block_size=4), known, model)
+        np.testing.assert_array_equal(mask.sum(1), np.minimum(there.sum(1), 12))
+
+
 MLP = eqx.nn.MLP(20, 5, 16, 2, key=KEY)
 
 
@@ -288,4 +305,15 @@ def test_errors_of_statistics_that_do_not_fit(known):
         eqsparse.reconstruct(LAYER, LAYER, known)
     with pytest.raises(ValueError, match="must have a weight of shape"):
         eqsparse.reconstruct(wanda.prune(LAYER, statistics=known), MLP, known)
+    for value in (-0.1, jnp.nan):
+        assert "`SparseGPT(damping=...)` must be finite and not negative." in message(
+            lambda value=value: eqsparse.SparseGPT(distribution=0.5, damping=value)
+        )
+    assert "`reconstruct(damping=...)` must be finite and not negative. Got -1." in message(
+        lambda: eqsparse.reconstruct(wanda.prune(LAYER, statistics=known), LAYER, known, damping=-1.0)
+    )
+    assert (
+        "`prune_sequentially(batches=...)` must be an iterable of batches: of one batch a list. Got NoneType"
+        in message(lambda: eqsparse.prune_sequentially(wanda, LAYER, None, ["*"]))
+    )
     assert damped(np.eye(2), 0.5)[0, 0] == 1.5

@@ -76,6 +76,8 @@ def test_errors():
         eqsparse.sensitivity(MODEL, loss, ())
     with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
         eqsparse.sensitivity(MODEL, loss, (1.5,))
+    with pytest.raises(ValueError, match=r"`sensitivity\(loss=...\)` must return one number. Got shape \(2,\)."):
+        eqsparse.sensitivity(MODEL, lambda model: jnp.ones(2), 0.5)
     with pytest.raises(ValueError, match="Nearest"):
         found(where="nothing")
     assert jnp.isfinite(found(batch_size=2).losses).all()
