@@ -39,7 +39,9 @@ def options(doc, *, algorithm, sparsity, distribution, name, algorithms=ALGORITH
     option("--sparsity", type=float, default=sparsity, help="fraction of the weights to remove (%(default)s)")
     option("--distribution", default=distribution, choices=("ERK", "Uniform"),
            help="how layers share it; global algorithms have their own (%(default)s)")  # fmt: skip
-    option("--seed", type=int, default=0, help="of initial weights and batches, the same dense and sparse (%(default)s)")
+    option(
+        "--seed", type=int, default=0, help="of initial weights and batches, the same dense and sparse (%(default)s)"
+    )
     option("--out", type=Path, default=Path(name), metavar="FILE", help="the figure (%(default)s)")
     return parser
 
@@ -205,4 +207,3 @@ def same_predictions(run, model, inputs):
     if not difference <= 1e-4 * max(1, largest):
         raise SystemExit(f"The exported model does not predict the same: {difference:.1e} apart.")
     return f"Exported against pruned: outputs of up to {largest:.1f} differ by {difference:.1e} at most."
-

@@ -8,6 +8,7 @@ The vocabulary is learned from the text. Embeddings of inputs and outputs are th
 
 import functools
 import heapq
+import itertools
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -42,7 +43,7 @@ class Vocabulary:
         pairs, where = Counter(), defaultdict(set)
 
         def count(i, sign):
-            for pair in zip(split[i], split[i][1:], strict=False):
+            for pair in itertools.pairwise(split[i]):
                 pairs[pair] += sign * times[i]
                 where[pair].add(i)
 
@@ -71,7 +72,7 @@ class Vocabulary:
                     old = old[take:]
                 split[i] = new
                 count(i, 1)
-                for fresh in zip(new, new[1:], strict=False):
+                for fresh in itertools.pairwise(new):
                     if joined in fresh:
                         heapq.heappush(heap, (-pairs[fresh], fresh))
         self.ids = {piece: i for i, piece in enumerate(pieces, start=SENTINEL + sentinels)}
@@ -201,7 +202,7 @@ class Stack(eqx.Module):
         distance = place[None, :] - place[:, None]
         bias = self.distances[:, jnp.clip(distance, -32, 32) + 32]
         if self.is_decoder:
-            bias = jnp.where(distance > 0, -jnp.inf, bias)
+            bias = jnp.where(distance[None] > 0, -jnp.inf, bias)
         arrays, rest = eqx.partition(self.layers, eqx.is_array)
         x, _ = jax.lax.scan(lambda x, layer: (eqx.combine(layer, rest)(x, encoded, bias), None), x, arrays)
         return jax.vmap(self.norm)(x)
@@ -284,7 +285,9 @@ def load(file, size, window, batch):
 
 
 def arguments(argv):
-    parser = common.options(__doc__, algorithm="MagnitudeSTE", sparsity=0.8, distribution="Uniform", name="language.png")
+    parser = common.options(
+        __doc__, algorithm="MagnitudeSTE", sparsity=0.8, distribution="Uniform", name="language.png"
+    )
     option = parser.add_argument
     option("--text", type=Path, metavar="FILE", help="a text to train on instead of the topics of Python's help")
     option("--parts", nargs="+", choices=PARTS, default=["embedding", "all"],

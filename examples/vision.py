@@ -13,7 +13,6 @@ from pathlib import Path
 import _common as common
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from rich.console import Console
@@ -272,7 +271,8 @@ def main(argv=None):
                 distribution=args.distribution, dense=[FIRST], seed=args.seed,
             )  # fmt: skip
             model, state = make(
-                name, data.shape, data.classes, dim=args.dim, depth=args.depth, patch=patch, key=jax.random.key(args.seed)
+                name, data.shape, data.classes, dim=args.dim, depth=args.depth, patch=patch,
+                key=jax.random.key(args.seed),
             )  # fmt: skip
             if how in common.AFTER_TRAINING:
                 dense, state = models[f"{name}, dense"]
