@@ -21,6 +21,12 @@ import eqsparse
 LIMIT = 1000  # steps of an episode in games that have no limit of their own
 
 
+def features(convs, x):
+    for conv in convs:
+        x = jax.nn.relu(conv(x))
+    return x.ravel()
+
+
 class QNetwork(eqx.Module):
     """What each action is worth in a state: convolutions if it is an image, then two linear layers."""
 
@@ -37,19 +43,14 @@ class QNetwork(eqx.Module):
         else:
             sizes = [(shape[0], 16, 3, 1)]
         self.convs = [eqx.nn.Conv2d(*size, key=k) for size, k in zip(sizes, keys, strict=False)]
-        features = jax.eval_shape(self._features, jax.ShapeDtypeStruct(shape, jnp.float32)).size
+        seen = jax.eval_shape(lambda x: features(self.convs, x), jax.ShapeDtypeStruct(shape, jnp.float32))
         width = 512 if len(sizes) == 3 else 128
-        self.hidden = eqx.nn.Linear(features, width, key=keys[3])
+        self.hidden = eqx.nn.Linear(seen.size, width, key=keys[3])
         self.head = eqx.nn.Linear(width, actions, key=keys[4])
-
-    def _features(self, x):
-        for conv in self.convs:
-            x = jax.nn.relu(conv(x))
-        return x.ravel()
 
     def __call__(self, x):
         scale = 255 if x.dtype == jnp.uint8 else 1
-        x = self._features(x.astype(jnp.float32) / scale)
+        x = features(self.convs, x.astype(jnp.float32) / scale)
         return self.head(jax.nn.relu(self.hidden(x)))
 
 
