@@ -41,23 +41,44 @@ def test_vision(example, tmp_path, capsys):
     """Images of a folder that are of two colours, 40 x 34 pixels."""
     from PIL import Image
 
-    vision = example("vision")
     for part, count in (("train", 6), ("val", 2)):
         for name, colour in (("dark", (20, 10, 0)), ("light", (255, 230, 210))):
             (tmp_path / part / name).mkdir(parents=True)
             for i in range(count):
                 Image.new("RGB", (40, 34), colour).save(tmp_path / part / name / f"{i}.png")
-    argv = f"--imagenet {tmp_path} --image-size 8 --dim 16 --depth 1 --patch 4 --steps 4 --batch 4".split()
-    rows = check(vision.main, [*argv, "--distribution", "Uniform", "--sparsity", "0.75"], tmp_path, capsys)
-    # Stem (3·16 and a bias for each patch), positions, norms (three of 32), attention, MLP, head of two classes.
-    weights = 4 * 16 * 16 + 2 * 16 * 64 + 2 * 16
-    other = 3 * 16 * 16 + 16 + 4 * 16 + 3 * 32 + 64 + 16 + 2
-    vit = f"{weights + other:,} (100%)", f"{weights // 4 + other:,} ({(weights // 4 + other) / (weights + other):.0%})"
-    assert (rows["vit, dense"][1], rows["vit, MagnitudeSTE"][1]) == vit
-    # Two convolutions and the head are pruned; the stem and three norms of 16 are not.
-    weights, other = 2 * 9 * 8 * 8 + 2 * 8, 27 * 8 + 3 * 16 + 2
-    resnet = f"{weights // 4 + other:,} ({(weights // 4 + other) / (weights + other):.0%})"
-    assert rows["resnet, MagnitudeSTE"][1] == resnet
+    argv = f"--imagenet {tmp_path} --image-size 8 --dim 16 --depth 1 --steps 4 --batch 4 --models resnet".split()
+    rows = check(example("vision").main, [*argv, "--distribution", "Uniform", "--sparsity", "0.75"], tmp_path, capsys)
+    # Two convolutions and the head are pruned; the stem and three norms of 8 are not.
+    weights, other = 2 * 9 * 8 * 8 + 2 * 8, 27 * 8 + 2 * 3 * 8 + 2
+    assert rows["resnet, dense"][1] == f"{weights + other:,} (100%)"
+    kept = weights // 4 + other
+    assert rows["resnet, MagnitudeSTE"][1] == f"{kept:,} ({kept / (weights + other):.0%})"
+
+
+def test_vision_transformer(example):
+    """Sparse after three steps; the stem is dense, each layer of the stack has its share."""
+    vision, common, optax = example("vision"), example("_common"), example("optax")
+    data = vision.Arrays(*common.digits())
+    model, state = vision.make("vit", data.shape, data.classes, dim=16, depth=2, patch=4, key=jax.random.key(0))
+    pruner = common.make_pruner(
+        "MagnitudePruning",
+        optax.sgd(0.1),
+        sparsity=0.75,
+        steps=4,
+        every=1,
+        distribution="Uniform",
+        dense=[vision.FIRST],
+    )
+    model, state, history = vision.train(model, state, pruner, data, steps=4, batch=4, seed=0, curve=1)
+    kept = {path: np.asarray(mask).reshape(-1, *mask.shape[-2:]).sum((1, 2)).tolist() for path, mask in
+            eqsparse.get_masks(model).items()}  # fmt: skip
+    assert kept["blocks.up.weight"] == [256, 256] and kept["blocks.attention.query_proj.weight"] == [64, 64]
+    assert kept["head.weight"] == [40] and kept["stem.weight"] == [16] * 16
+    ((steps, accuracy, sparsity),) = history
+    removed = 2 * (4 * 192 + 2 * 768) + 120
+    assert steps == 4 and 0 <= accuracy <= 1
+    np.testing.assert_allclose(sparsity, removed / sum(x.size for x in jax.tree.leaves(
+        vision.eqx.filter(model, vision.eqx.is_inexact_array))))  # fmt: skip
 
 
 def test_vision_reads_squares(example, tmp_path):
