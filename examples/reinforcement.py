@@ -163,7 +163,7 @@ def train(name, model, pruner, *, frames, envs, batch, replay, seed, tick=lambda
 
 
 def by_observation(model, batch):
-    return jax.vmap(model)(batch[0].astype(jnp.float32))
+    return jax.vmap(model)(batch[0])
 
 
 def evaluate(name, model, *, episodes, envs, seed):

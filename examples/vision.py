@@ -220,10 +220,9 @@ def accuracy(model, state, data, batch):
 def train(model, state, pruner, data, *, steps, batch, seed, tick=lambda: None, curve=30):
     """The trained model, the state of its batch norms, and (step, accuracy, sparsity) along the way."""
     rng = np.random.default_rng(seed)
-    at_init = (*data.sample(rng, batch), state)
-    model, pruner_state = common.begin(
-        pruner, model, lambda *args: loss(*args)[0], at_init, lambda model, batch: forward(model, batch[::2])[0]
-    )
+    at_first = lambda model, batch, state=state: loss(model, (*batch, state))[0]
+    outputs = lambda model, batch, state=state: forward(model, (batch[0], state))[0]
+    model, pruner_state = common.begin(pruner, model, at_first, data.sample(rng, batch), outputs)
     history = []
     for i in range(steps):
         model, state, pruner_state = step(model, state, pruner, pruner_state, *data.sample(rng, batch))

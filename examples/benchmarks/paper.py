@@ -271,21 +271,23 @@ def all_runs(seeds, quick):
 
 
 class Store:
-    """What runs have given, in a file as they end: run → (number, share removed, seconds)."""
+    """What has been found, in a file as runs end: task → learning rate and how it was chosen; run → (number, share
+    removed, seconds)."""
 
     def __init__(self, file, settings):
-        self.file, self.settings, self.found, self.lock = file, settings, {}, threading.Lock()
-        if file.exists():
-            stored = json.loads(file.read_text(encoding="utf-8"))
-            if stored["settings"] == settings:
-                self.found = {Run(**run): tuple(result) for run, result in stored["runs"]}
-        self.rates = {}
+        self.file, self.settings, self.lock = file, settings, threading.Lock()
+        self.rates, self.found = {}, {}
+        stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if stored.get("settings") == settings:
+            self.rates = {task: tuple(found) for task, found in stored["rates"].items()}
+            self.found = {Run(**run): tuple(result) for run, result in stored["runs"]}
 
-    def add(self, run, result):
+    def add(self, what, result):
+        """`what`: a task, or a run."""
         with self.lock:
-            self.found[run] = result
+            (self.found if isinstance(what, Run) else self.rates)[what] = result
             runs = [[dataclasses.asdict(run), result] for run, result in self.found.items()]
-            text = json.dumps({"settings": self.settings, "runs": runs}, indent=1)
+            text = json.dumps({"settings": self.settings, "rates": self.rates, "runs": runs}, indent=1)
             self.file.write_text(text + "\n", encoding="utf-8")
 
     def values(self, table, seeds, *names):
@@ -301,10 +303,11 @@ class Store:
 
 
 def tuned(tasks, which, seeds=(1000, 1001)):
-    """The learning rate at which the dense run of a task is best, and what was found."""
+    """The learning rate at which the dense run of a task is best, and what each gave."""
     sign = -1 if which in LOWER_IS_BETTER else 1
-    found = {rate: np.mean([tasks(Run(which, "dense", s), rate)[0] for s in seeds]) for rate in RATES[which]}
-    return max(found, key=lambda rate: sign * found[rate]), found
+    found = {rate: float(np.mean([tasks(Run(which, "dense", s), rate)[0] for s in seeds])) for rate in RATES[which]}
+    best = max(found, key=lambda rate: sign * found[rate])
+    return best, ", ".join(f"{rate:g}: {SHOWN[which] * number:.3g}" for rate, number in found.items())
 
 
 def shown(values, digits):
@@ -336,7 +339,7 @@ def pairs_of(store, seeds, quick):
             yield f"table 4: {a} sparse better than {b} sparse", better("T5", *ours)
 
 
-def page(store, tuned_on, tasks, seeds, args):
+def page(store, tasks, seeds, args):
     """The tables, as Markdown."""
     from scipy import stats
 
@@ -357,7 +360,10 @@ def page(store, tuned_on, tasks, seeds, args):
         f"{budget.vision_steps} steps (ViT, ResNet), {budget.language_steps} steps (T5), {budget.rounds} rounds "
         f"(Federated), {budget.frames:,} frames (DQN). {machine()}.\n"
     )
-    out.append("Learning rates, the best for the dense run on seeds of their own: " + tuned_on + ".\n")
+    rates = "; ".join(
+        f"{task} {rate:g} ({how})" for task in RATES if task in store.rates for rate, how in [store.rates[task]]
+    )
+    out.append(f"Learning rates, the best for the dense run on seeds of their own: {rates}.\n")
 
     out.append(
         "## Table 1: algorithms\n\n80% sparse (DQN 98%); ERK in T5, DQN and Federated, else uniform with the first "
@@ -460,6 +466,8 @@ def main(argv=None):
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="runs side by side (%(default)s)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="(docs/results; with --quick paper-quick)")
     args = parser.parse_args(argv)
+    if args.seeds is not None and args.seeds < 2:
+        parser.error(f"--seeds must be at least 2. Got {args.seeds}.")
     out = args.out or (Path("paper-quick") if args.quick else ROOT / "docs" / "results")
     out.mkdir(parents=True, exist_ok=True)
 
@@ -472,33 +480,29 @@ def main(argv=None):
 
     began = time.perf_counter()
     with Progress() as progress, ThreadPoolExecutor(args.threads) as threads:
-        if args.quick:
-            rates = {task: (rates[1], {}) for task, rates in RATES.items()}
-        else:
-            bar = progress.add_task("learning rates", total=len(RATES))
-            waiting = {threads.submit(tuned, tasks, task): task for task in RATES}
-            rates = {}
-            for done in as_completed(waiting):
-                rates[waiting[done]] = done.result()
-                progress.advance(bar)
-        tuned_on = ", ".join(
-            f"{task} {rates[task][0]:g}" + (f" ({', '.join(f'{r:g}: {v:.3g}' for r, v in rates[task][1].items())})"
-            if rates[task][1] else " (not tuned)") for task in RATES
-        )  # fmt: skip
+
+        def collect(what, jobs, work):
+            """Stores what `work` gives for each job, as they end. One that fails ends all."""
+            bar = progress.add_task(what, total=len(jobs))
+            waiting = {threads.submit(work, job): job for job in jobs}
+            try:
+                for done in as_completed(waiting):
+                    store.add(waiting[done], done.result())
+                    progress.advance(bar)
+            except BaseException:
+                threads.shutdown(cancel_futures=True)
+                raise
 
         def go(run):
             start = time.perf_counter()
-            return *tasks(run, rates[run.task][0]), time.perf_counter() - start
+            return *tasks(run, store.rates[run.task][0]), time.perf_counter() - start
 
-        missing = [run for run in all_runs(budget.seeds, args.quick) if run not in store.found]
-        bar = progress.add_task("runs", total=len(missing))
-        waiting = {threads.submit(go, run): run for run in missing}
-        for done in as_completed(waiting):
-            run = waiting[done]
-            store.add(run, done.result())
-            progress.update(bar, advance=1, description=f"{run.task}, {run.algorithm}, seed {run.seed}")
+        if args.quick:
+            store.rates = {task: (rates[1], "not tuned") for task, rates in RATES.items()}
+        collect("learning rates", [task for task in RATES if task not in store.rates], lambda task: tuned(tasks, task))
+        collect("runs", [run for run in all_runs(budget.seeds, args.quick) if run not in store.found], go)
 
-    text = page(store, tuned_on, tasks, budget.seeds, args)
+    text = page(store, tasks, budget.seeds, args)
     (out / "paper.md").write_text(text, encoding="utf-8")
     draw_structures(store, budget.seeds, args.quick, out / "structures.svg")
     print(text)

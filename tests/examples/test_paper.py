@@ -48,7 +48,7 @@ def test_tables(paper, store):
         budget=budget, digits=((np.zeros(4), np.zeros(4)), None), text=SimpleNamespace(tokens=np.zeros(7)),
         vocabulary=SimpleNamespace(size=5),
     )  # fmt: skip
-    text = paper.page(store, "ViT 0.001", tasks, 3, argparse.Namespace(quick=False, mnist=None))
+    text = paper.page(store, tasks, 3, argparse.Namespace(quick=False, mnist=None))
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     dense = [100 * store.found[paper.Run("ViT", "dense", seed)][0] for seed in range(3)]
     shown = f"{np.mean(dense):.1f} ± {np.std(dense, ddof=1) / 3**0.5:.1f}"
@@ -65,8 +65,11 @@ def test_tables(paper, store):
 def test_runs_are_kept(paper, store):
     run = paper.Run("T5", "dense", 0)
     store.add(run, (1.5, 0.25, 3.0))
+    store.add("T5", (0.01, "0.01: 5"))
     again = paper.Store(store.file, {"steps": 1})
-    assert again.found == store.found and again.found[run] == (1.5, 0.25, 3.0)
+    assert (
+        again.rates == {"T5": (0.01, "0.01: 5")} and again.found == store.found and again.found[run] == (1.5, 0.25, 3.0)
+    )
     assert paper.Store(store.file, {"steps": 2}).found == {}
 
 
