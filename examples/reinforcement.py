@@ -4,7 +4,7 @@ python examples/reinforcement.py                                         # MinAt
 python examples/reinforcement.py --env CartPole-v1
 python examples/reinforcement.py --env ALE/MsPacman-v5 --frames 10000000 --runs 5 --replay 1000000
 
-MinAtar's games need `pip install minatar`, Atari's `pip install ale-py opencv-python`.
+Atari's games need `pip install ale-py opencv-python`.
 """
 
 import _common as common
@@ -163,6 +163,7 @@ def train(name, model, pruner, *, frames, envs, batch, replay, seed, tick=lambda
 
 
 def by_observation(model, batch):
+    """What `SynFlow` and those after training run; observations that are whole numbers stay as they are."""
     return jax.vmap(model)(batch[0])
 
 
