@@ -136,7 +136,7 @@ def sensitivity(
 
     **Raises:** `ValueError` if a sparsity is outside `[0, 1]`, or a pattern matches no weight.
     """
-    several = sparsities if np.ndim(sparsities) else [sparsities]
+    several = sparsities if isinstance(sparsities, Sequence) else np.atleast_1d(np.asarray(sparsities)).tolist()
     levels = sorted({float(unit(sparsity, "sensitivity(sparsities=...)")) for sparsity in several})
     if not levels:
         raise ValueError("`sensitivity(sparsities=...)` must hold one at least. Got none.")
