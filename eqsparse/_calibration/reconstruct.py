@@ -10,9 +10,10 @@ from jaxtyping import Array, ArrayLike, Bool, Float32, Inexact
 from .._check import instance, not_negative
 from .._sites import masks_of, read, write
 from .criteria import statistics_at
+from .inputs import Form
 from .obs import normalised, with_enough_damping
 from .sparse_gpt import gram_of, over_stack
-from .statistics import SiteStatistics, Statistics
+from .statistics import Statistics
 
 _Model = TypeVar("_Model")
 _EXACT = jax.lax.Precision.HIGHEST
@@ -60,7 +61,8 @@ def reconstruct(model: _Model, dense_model: object, statistics: Statistics, *, d
                 f"`reconstruct(dense_model=...)` must have a weight of shape {weight.shape} at `{path}`. Got {got}."
             )
         if not found.form.is_table:
-            weights[path] = _fitted(weight, dense[path].weight, mask.dense(), found, damping)
+            # Without the path, so that it is compiled once for all weights of a shape.
+            weights[path] = _fitted(weight, dense[path].weight, mask.dense(), found.form, gram_of(found), damping)
     return write(model, weights)
 
 
@@ -69,10 +71,10 @@ def _fitted(
     weight: Inexact[Array, "*shape"],
     dense: Inexact[Array, "*shape"],
     mask: Bool[Array, "*shape"],
-    inputs: SiteStatistics,
+    form: Form,
+    gram: Float32[Array, "*stack groups features features"],
     damping: Float32[Array, ""],
 ) -> Inexact[Array, "*shape"]:
-    form = inputs.form
     turned = lambda x: form.matrix(x.astype(jnp.float32))
     start = jnp.where(mask, weight, 0)
 
@@ -81,8 +83,8 @@ def _fitted(
         row = lambda xs: _row(xs[0], xs[1], xs[2], hessian, damping)
         return jax.lax.map(row, (start, dense, mask))
 
-    arrays = (turned(start), turned(dense), form.matrix(mask), gram_of(inputs))
-    return form.weight(over_stack(of_group, len(inputs.count.shape) + 1, *arrays)).astype(weight.dtype)
+    arrays = (turned(start), turned(dense), form.matrix(mask), gram)
+    return form.weight(over_stack(of_group, gram.ndim - 2, *arrays)).astype(weight.dtype)
 
 
 def _row(

@@ -80,8 +80,9 @@ class SparseGPT(AbstractPostTraining):
             if not inputs[path].form.is_table:
                 there = dense_mask(site)
                 weight, mask, way = jnp.where(there, site.weight, 0), masks.get(path, there), steps.get(path)
-                found = _solved(weight, mask, inputs[path], way, self.block_size, self.damping)
-                weights[path], masks[path] = found
+                # Without the path, so that it is compiled once for all weights of a shape.
+                known = inputs[path].form, gram_of(inputs[path])
+                weights[path], masks[path] = _solved(weight, mask, *known, way, self.block_size, self.damping)
         return weights, masks
 
     def _steps(self, budget: AbstractBudget, made: Plan, inputs: Mapping[str, SiteStatistics]) -> "_Way | None":
@@ -111,13 +112,13 @@ class _Way(eqx.Module):
 def _solved(
     weight: Inexact[Array, "*shape"],
     mask: Bool[Array, "*shape"],
-    inputs: SiteStatistics,
+    form: Form,
+    gram: Float32[Array, "*stack groups features features"],
     way: _Way | None,
     block: int,
     damping: Float32[Array, ""],
 ) -> tuple[Inexact[Array, "*shape"], Bool[Array, "*shape"]]:
     """New weights and their mask, chosen on the way; or, without one, that of the weights that may stay."""
-    form, gram = inputs.form, gram_of(inputs)
     steps = None if way is None else way.steps(form, weight.shape)
     if steps is None:
         steps = steps_of_known_masks(form, block)

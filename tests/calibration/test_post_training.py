@@ -1,5 +1,7 @@
 """Wanda, RIA, SparseGPT, OWL, reconstruction, sequential pruning: against NumPy, and by what must hold."""
 
+import importlib
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -115,6 +117,20 @@ def test_least_squares_is_best_then_surgery_then_masks_alone(known):
     errors = [error(x, W, GRAM) for x in (exact, fitted, w, np.where(mask, W, 0))]
     assert errors[0] <= errors[1] * (1 + 1e-6) and errors[1] < errors[2] < errors[3] and errors[1] < 1.001 * errors[0]
     assert (fitted[~mask] == 0).all()
+
+
+def test_weights_of_one_shape_are_compiled_once(monkeypatch):
+    traced = []
+    for file, name in (("sparse_gpt", "_of_slice"), ("reconstruct", "_row")):
+        module = importlib.import_module(f"eqsparse._calibration.{file}")
+        inner = getattr(module, name)
+        counted = lambda *args, _inner=inner, _name=name, **kwargs: (traced.append(_name), _inner(*args, **kwargs))[1]
+        monkeypatch.setattr(module, name, counted)
+    model = eqx.nn.MLP(6, 6, 6, 2, key=KEY)
+    statistics = eqsparse.calibrate(model, [X[:, :6]], statistics="gram")
+    masked = eqsparse.SparseGPT(distribution=0.5).prune(model, statistics=statistics)
+    eqsparse.reconstruct(masked, model, statistics)
+    assert traced == ["_of_slice", "_row"]
 
 
 def test_with_a_diagonal_hessian_it_ranks_as_wanda():
