@@ -99,7 +99,7 @@ class ActivationSparsity(eqx.Module):
         **Raises:** `ValueError` if `fn` returns no floating-point array of rank 1 or more, or the structure does not
         fit its shape.
         """
-        if key is not None and issubclass(type(self.fn), eqx.Module):
+        if key is not None and issubclass(type(self.fn), eqx.Module) and not isinstance(self.fn, eqx.Partial):
             kwargs["key"] = key
         y = self.fn(*args, **kwargs)
         self._check(y)

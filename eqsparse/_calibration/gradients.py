@@ -53,6 +53,8 @@ def rms_gradients(
     sums, count = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), parameters), 0
     for batch in iterated(batches, _BATCHES):
         examples = _examples(batch)
+        if not examples:
+            continue
         size = max(size for size in range(1, min(batch_size, examples) + 1) if examples % size == 0)
         sums, count = _more(sums, model, batch, loss, size), count + examples
     if not count:

@@ -67,21 +67,26 @@ class _Reader:
     def pruner(self, config: Mapping[str, Any]) -> AbstractPruner:
         return self._made(_named(config[_ALGORITHM], self._algorithms, _ALGORITHM), config, _ALGORITHM)
 
+    def argument(self, name: str, value: Any) -> Any:
+        """What stands for an argument in plain data."""
+        if isinstance(value, str) and name in _PART_ARGUMENTS:
+            return self._made(_named(value, self._parts, _PART), {}, _PART)
+        return _READ.get(name, self.part)(value)
+
     def part(self, value: Any) -> Any:
         """An argument that is a part, or what it is."""
-        if isinstance(value, str) or (isinstance(value, type) and issubclass(value, _Parts)):
-            return self._made(_named(value, self._parts, _PART), {}, _PART)
+        if isinstance(value, type) and issubclass(value, _Parts):
+            return self._made(value, {}, _PART)
         if not isinstance(value, Mapping):
             return value
         if isinstance(value.get(_PART), str | type):  # else a pattern that is called so
             return self._made(_named(value[_PART], self._parts, _PART), value, _PART)
-        inner = lambda v: self.part(v) if isinstance(v, Mapping | str) else v
-        return {pattern: inner(v) for pattern, v in value.items()}
+        return {pattern: self.argument("structure", v) for pattern, v in value.items()}
 
     def _made(self, cls: type, config: Mapping[str, Any], called: str) -> Any:
         arguments = {name: value for name, value in config.items() if name != called}
         _all_known(cls.__name__, _arguments(cls), arguments)
-        return cls(**{name: _READ.get(name, self.part)(value) for name, value in arguments.items()})
+        return cls(**{name: self.argument(name, value) for name, value in arguments.items()})
 
 
 def to_config(pruner: AbstractPruner) -> dict[str, Any]:
@@ -93,6 +98,8 @@ def to_config(pruner: AbstractPruner) -> dict[str, Any]:
 
 def check_config(pruner: AbstractPruner, config: Any) -> None:
     """See `AbstractPruner.check_config`."""
+    if not isinstance(config, Mapping):
+        raise ValueError(f"`check_config(config)` must be a dict, as `to_config` makes it. Got {config!r}.")
     path, there, here = _first_difference(config, to_config(pruner), "")
     if path is not None:
         raise ValueError(
@@ -146,6 +153,8 @@ def _key(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return jax.random.wrap_key_data(jnp.asarray(value, jnp.uint32), impl=_DEFAULT)
     if isinstance(value, Mapping):
+        if value.keys() != {"impl", "data"}:
+            raise ValueError(f"`key` must be a seed, or what `to_config` makes of a key. Got {dict(value)}.")
         return jax.random.wrap_key_data(jnp.asarray(value["data"], jnp.uint32), impl=value["impl"])
     return value
 
@@ -163,6 +172,9 @@ def _optim(value: Any) -> Any:
 def _as_it_is(value: Any) -> Any:
     return value
 
+
+# Arguments whose parts may be called by their names alone, as the values of a dict by pattern are.
+_PART_ARGUMENTS = ("distribution", "schedule", "structure", "criterion", "drop", "grow", "order")
 
 # Arguments that are no parts.
 _READ: dict[str, Callable[[Any], Any]] = {
@@ -201,7 +213,7 @@ def _all_known(what: str, parameters: Mapping[str, inspect.Parameter], arguments
 
 
 def _named(name: Any, known_ones: Mapping[str, Any], what: str) -> Any:
-    if isinstance(name, type):
+    if isinstance(name, type) and issubclass(name, AbstractPruner if what == _ALGORITHM else _Parts):
         return name
     if not isinstance(name, str) or name not in known_ones:
         names = sorted(known_ones)

@@ -84,9 +84,10 @@ class History:
         masks, step = _masks_and_step(model, state)
         sizes = {path: int(np.prod(mask.shape)) for path, mask in masks.items()}
         for name, value in values.items():
-            if np.ndim(value) != 0 or name in _OWN:
+            if not _is_number(value) or name in _OWN:
                 rule = f"one number, under another name than {list(_OWN)}"
-                raise ValueError(f"`History.add({name}=...)` must be {rule}. Got shape {np.shape(value)}.")
+                got = f"shape {np.shape(value)}" if np.ndim(value) else repr(value)
+                raise ValueError(f"`History.add({name}=...)` must be {rule}. Got {got}.")
         if not len(self):
             self._sizes, self._names = sizes, set(values)
         if sizes != self._sizes or set(values) != self._names:
@@ -95,8 +96,9 @@ class History:
                 f"{sorted(sizes)} and {sorted(values)} after {sorted(self._sizes)} and {sorted(self._names)}."
             )
         counts, self._before, self._ever = _compared(masks, self._before, self._ever)
-        # A copy: the step is a leaf of the state, which may be donated.
-        self._pending.append((call if step is None else jnp.copy(step), counts, values))
+        # Copies: the step is a leaf of the state, which may be donated, and so may be values.
+        own = {name: jnp.copy(value) if isinstance(value, jax.Array) else value for name, value in values.items()}
+        self._pending.append((call if step is None else jnp.copy(step), counts, own))
         if len(self._pending) >= 2 * _PENDING:
             self._fetch(_PENDING)
 
@@ -214,12 +216,25 @@ def _masks_and_step(model: PyTree, state: PyTree) -> tuple[Mapping[str, Mask], A
         masks = states[0].masks
     if not masks:
         raise ValueError(
-            "`History.add(model=...)` must hold masked layers, or `state` the masks of `as_optax`. "
-            f"Got {type(model).__name__} without any."
+            "`History.add(model=...)` must hold masked layers, as those of `SparseTraining.masked`, or "
+            f"`state` the masks of `as_optax`. Got {type(model).__name__} without any."
         )
     if not states:
         return masks, None
-    return masks, states[0].pruner.step if isinstance(states[0], OptaxState) else states[0].step
+    step = states[0].pruner.step if isinstance(states[0], OptaxState) else states[0].step
+    if step.ndim:
+        raise ValueError(
+            "`History.add(state=...)` must be of one model: give a member of an ensemble, with a history of its own. "
+            f"Got a step of shape {step.shape}."
+        )
+    return masks, step
+
+
+def _is_number(value: Any) -> bool:
+    if not isinstance(value, jax.Array | np.ndarray | np.generic | int | float) or np.ndim(value) != 0:
+        return False
+    kind = jnp.result_type(value)
+    return jnp.issubdtype(kind, np.number) or jnp.issubdtype(kind, np.bool_)
 
 
 @jax.jit

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any, final, TypeVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from .._check import instance
@@ -14,14 +16,25 @@ from .._criterion import GradientMagnitude, Magnitude, Random
 from .._distribution.budget import SiteBudget
 from .._layers import MaskedLinear
 from .._model import own_buffers
-from .._pruner import AbstractPruner, After, DropGrow, Fixed, Instead, Kept, PrunerState
+from .._pruner import (
+    AbstractPruner,
+    After,
+    Before,
+    DropGrow,
+    Fixed,
+    FreshWhereGrown,
+    Instead,
+    Kept,
+    OnMask,
+    PrunerState,
+)
 from .._pruner.match import like_parameters, same_model
 from .._pruner.optimiser import numbers_as_arrays, optimise, start
 from .._pruner.plan import Plan
-from .._selection import update_if
+from .._selection import count, update_if
 from .._sites import is_model, leaves_by_path, map_layers, read
 from .._structure import Unstructured
-from .compact import as_masked, compact
+from .compact import as_masked, compact, layouts_of
 from .update import Update
 
 _Pruner = TypeVar("_Pruner", bound=AbstractPruner)
@@ -70,13 +83,19 @@ class SparseTraining(eqx.Module):
 
         **Arguments:**
 
-        - `model`: A plain model, or a masked one whose masks already remove something (these are kept).
+        - `model`: A plain model, or a masked one whose masks already remove something (these are kept; where masks
+            move, they must hold as many weights as the distribution says). Call this outside `jax.jit`.
 
         **Returns:** `(model, state)`: pruned linear layers as `eqsparse.SparseLayer`, the rest plain.
 
-        **Raises:** `ValueError` if a weight to be pruned is not that of a single `eqx.nn.Linear`, or shares its budget
-        with others while masks move.
+        **Raises:** `ValueError` if a weight to be pruned is not that of a single `eqx.nn.Linear`, or, while masks move,
+        shares its budget with others or has a mask of another count.
         """
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(model)):
+            raise ValueError(
+                "`SparseTraining.init(model=...)` must hold arrays, not tracers: how many weights are kept shapes the "
+                "arrays, so call it outside `jax.jit`, `jax.vmap` and `jax.eval_shape`. Got tracers."
+            )
         if not is_model(model):
             raise ValueError("`SparseTraining.init(model=...)` must be an Equinox model. Got a PyTree without modules.")
         masked, begun = _without_optimiser(self.pruner).init(model)
@@ -87,6 +106,7 @@ class SparseTraining(eqx.Module):
         _check_layers(masked, paths)
         if isinstance(self.pruner.transition, DropGrow):
             _check_budgets(made)
+            _check_counts(made)
         small = compact(masked, paths)
         parameters = eqx.filter(small, eqx.is_inexact_array)
         optim = None if self.pruner.optim is None else start(self.pruner.optim, parameters)
@@ -132,6 +152,11 @@ class SparseTraining(eqx.Module):
 
     def masked(self, model: PyTree) -> PyTree:
         """The same model with dense weights and masks, to go on in any other way. Call this outside `jax.jit`."""
+        if not layouts_of(model):
+            raise ValueError(
+                "`SparseTraining.masked(model=...)` must come from `init` or the last `step`. "
+                f"Got {type(model).__name__} without a layer of kept weights."
+            )
         return as_masked(model)
 
     @eqx.filter_jit
@@ -168,6 +193,11 @@ class SparseTraining(eqx.Module):
 
 def _check_kind(pruner: AbstractPruner) -> None:
     transition, name = pruner.transition, type(pruner).__name__
+    if not (isinstance(pruner.view, OnMask) and isinstance(pruner.order, Before | After | Instead)):
+        raise ValueError(
+            "`SparseTraining(pruner=...)` must train the weights on its masks and no others, and not rewind. "
+            f"Got {name}."
+        )
     if isinstance(transition, Fixed | Kept):
         return
     fits = (
@@ -175,6 +205,7 @@ def _check_kind(pruner: AbstractPruner) -> None:
         and isinstance(transition.grow, Random | GradientMagnitude)
         and isinstance(pruner.criterion, Magnitude)
         and isinstance(pruner.order, After | Instead)
+        and isinstance(pruner.upkeep, FreshWhereGrown)
     )
     if not fits:
         raise ValueError(
@@ -212,6 +243,24 @@ def _check_budgets(plan: Plan) -> None:
             "`SparseTraining(pruner=...)` must give each weight a number of its own where masks move, as `Uniform`, "
             f"`ERK` and `PerPath` do. Got one for {list(shared[0])[:5]} together."
         )
+
+
+def _check_counts(plan: Plan) -> None:
+    for budget in plan.budgets:
+        for path in budget.paths:
+            site = plan.sites[path]
+            kept = 0 if site.mask is None else int(site.mask.nnz())
+            target = int(count(site.weight.size, budget.density).lo)
+            if kept != target:
+                raise ValueError(
+                    "`SparseTraining.init(model=...)` must keep as many weights as the distribution says where masks "
+                    f"move, {target} at `{path}`. Got {kept}: prune the model to it first, or give `NoPruning`."
+                )
+            if site.weight.size >= 2**31:
+                raise ValueError(
+                    "`SparseTraining.init(model=...)` must have fewer than 2**31 weights in a layer where masks move. "
+                    f"Got {site.weight.size} at `{path}`."
+                )
 
 
 def _outline(parameters: PyTree) -> tuple[tuple[str, str], ...]:

@@ -590,3 +590,19 @@ def test_one_array_at_a_time(path, monkeypatch):
     most = 0
     same(eqsparse.load(path, tree), tree)
     assert most <= 2
+
+
+def test_plain_numbers_of_a_pruner_are_compared(tmp_path):
+    """A run goes on with the criterion it began with, also one of the user's own that holds a Python number."""
+
+    class Between(eqsparse.AbstractCriterion):
+        power: float
+
+        def score(self, weight):
+            return jnp.abs(weight) ** self.power
+
+    make = lambda power: eqsparse.GradualPruning(criterion=Between(power), distribution=0.5)
+    eqsparse.save(tmp_path / "run", make(0.5))
+    assert eqsparse.load(tmp_path / "run", make(0.5)).criterion.power == 0.5
+    with pytest.raises(ValueError, match=r"Got 1.0 at `criterion.power`, where the file holds 0.5"):
+        eqsparse.load(tmp_path / "run", make(1.0))

@@ -96,6 +96,8 @@ def test_own_classes_are_read_by_name():
         criterion = eqsparse.Magnitude()
 
     class Half(eqsparse.AbstractSchedule):
+        mode: str = eqx.field(static=True, default="slow")
+
         def is_due(self, step):
             return step == 0
 
@@ -106,7 +108,7 @@ def test_own_classes_are_read_by_name():
             return None
 
     config = Mine(distribution=0.5, schedule=Half()).to_config()
-    assert config["algorithm"] == "Mine" and config["schedule"] == {"name": "Half"}
+    assert config["algorithm"] == "Mine" and config["schedule"] == {"name": "Half", "mode": "slow"}
     pruner = eqsparse.from_config(json.loads(json.dumps(config)), classes=[Mine, Half])
     assert type(pruner) is Mine and type(pruner.schedule) is Half
     with pytest.raises(ValueError, match="`algorithm` must be one of .* Got 'Mine'"):
@@ -140,6 +142,9 @@ def test_a_pattern_may_be_called_as_the_key_that_holds_a_name():
         ({"algorithm": "SET", "distribution": 0.5, "optim": {"name": "adamm"}}, r"`optim: name` must be one of .*'adam'"),
         ({"algorithm": "SET", "distribution": 0.5, "optim": {"name": "adam", "lr": 1}}, r"`optax.adam` must be given keys of .*Got 'lr'"),
         ({"algorithm": "SET", "distribution": 0.5, "optim": {"name": "adam"}}, r"`optax.adam` must be given \['learning_rate'\]"),
+        ({"algorithm": eqsparse.Magnitude}, r"`algorithm` must be one of .* Got <class"),
+        ({"algorithm": "SET", "distribution": {"name": int}}, r"`name` must be one of .* Got <class 'int'>"),
+        ({"algorithm": "SET", "distribution": 0.5, "key": {"data": [0, 0]}}, r"`key` must be a seed, or what `to_config`"),
         ({"algorithm": "SET", "key": 0}, r"`SET` must be given \['distribution'\]"),
         ({"algorithm": "GradualPruning", "distribution": 0.5}, r"`GradualPruning` must be given \['criterion'\]"),
         ({"algorithm": "MagnitudePruning", "distribution": "ERK"}, r"`ERK` must be given \['sparsity'\]"),

@@ -142,3 +142,22 @@ def test_errors():
         history.add(model)
     with pytest.raises(ValueError, match="must have the same masks and names at each record"):
         history.add(model[:1], loss=1.0)
+
+
+def test_values_that_are_no_numbers_ensembles_and_donated_values():
+    model = [eqsparse.MaskedLinear(4, 3, key=jax.random.key(0))]
+    history = eqsparse.History()
+    with pytest.raises(ValueError, match=r"`History.add\(loss=...\)` must be one number.* Got None"):
+        history.add(model, loss=None)
+    with pytest.raises(ValueError, match=r"`History.add\(loss=...\)` must be one number.* Got 'low'"):
+        history.add(model, loss="low")
+    value = jnp.float32(2.0)
+    history.add(model, loss=value)
+    value.delete()  # as a donated step does
+    assert history.last()["loss"] == 2
+    pruner = eqsparse.StaticSparse(distribution=0.5, key=jax.random.key(0))
+    make = eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 3, key=key))
+    with pytest.raises(
+        ValueError, match=r"`History.add\(state=...\)` must be of one model.* Got a step of shape \(2,\)"
+    ):
+        eqsparse.History().add(*eqx.filter_vmap(pruner.init)(make(jax.random.split(jax.random.key(1), 2))))

@@ -105,8 +105,12 @@ def test_no_dense_weight_in_a_compiled_step():
 def test_what_cannot_be_trained_so():
     with pytest.raises(ValueError, match=r"`SparseTraining\(pruner=...\)` must be a pruner. Got 3"):
         eqsparse.SparseTraining(3)
-    with pytest.raises(ValueError, match=r"must keep its masks, or drop by `Magnitude` .* Got MagnitudeSTE"):
+    with pytest.raises(
+        ValueError, match=r"must train the weights on its masks and no others, and not rewind. Got MagnitudeSTE"
+    ):
         eqsparse.SparseTraining(eqsparse.MagnitudeSTE(distribution=0.5))
+    with pytest.raises(ValueError, match=r"must keep its masks, or drop by `Magnitude` .* Got MagnitudePruning"):
+        eqsparse.SparseTraining(eqsparse.MagnitudePruning(distribution=0.5))
     with pytest.raises(ValueError, match=r"must have the structure `Unstructured\(\)` where masks move. Got NM"):
         eqsparse.SparseTraining(eqsparse.SET(distribution=0.5, structure=eqsparse.NM(2, 4), key=KEY))
     training = eqsparse.SparseTraining(eqsparse.SET(distribution=eqsparse.Global(0.5), schedule=WINDOW, key=KEY))
@@ -114,6 +118,13 @@ def test_what_cannot_be_trained_so():
         ValueError, match=r"must give each weight a number of its own .* Got one for \['layers.0.weight'"
     ):
         training.init(plain())
+    moving = eqsparse.SparseTraining(eqsparse.SET(distribution=0.75, schedule=WINDOW, key=KEY))
+    with pytest.raises(ValueError, match=r"must keep as many weights as .* move, 72 at `layers.0.weight`. Got 144"):
+        moving.init(eqsparse.MagnitudePruning(distribution=0.5).prune(plain()))
+    with pytest.raises(ValueError, match=r"must hold arrays, not tracers"):
+        eqx.filter_eval_shape(moving.init, plain())
+    with pytest.raises(ValueError, match=r"`SparseTraining.masked\(model=...\)` must come from `init`"):
+        moving.masked(plain())
     training = eqsparse.SparseTraining(eqsparse.StaticSparse(ADAM, distribution=0.5, key=KEY))
     with pytest.raises(
         ValueError, match=r"must have its pruned weights in single `eqx.nn.Linear` layers; .* \['weight'\]"

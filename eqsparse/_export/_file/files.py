@@ -77,18 +77,22 @@ def load(path: str | os.PathLike[str], like: _Tree) -> _Tree:
                 return leaf
             return _as_like(leaf, read_array(file, source, header, leaf.record["array"]))
 
-        _same_pruners(fitted, read)
+        _same_pruners(fitted, like, read)
         return jax.tree.map(read, fitted)
 
 
-def _same_pruners(fitted: PyTree, read: Callable[[Stored], Any]) -> None:
+def _same_pruners(fitted: PyTree, like: PyTree, read: Callable[[Stored], Any]) -> None:
     """Raises if a number of a pruner is another than in the file: a run goes on as it has begun, or not at all.
 
     Before anything else is read; shapes in the place of numbers take what is in the file.
     """
     is_pruner = lambda x: isinstance(x, AbstractPruner)
-    for keys, pruner in jtu.tree_leaves_with_path(fitted, is_leaf=is_pruner):
-        for path, leaf in leaves_by_path(pruner) if is_pruner(pruner) else ():
+    pruners = lambda tree: [(k, x) for k, x in jtu.tree_leaves_with_path(tree, is_leaf=is_pruner) if is_pruner(x)]
+    for (keys, pruner), (_, own) in zip(pruners(fitted), pruners(like), strict=True):
+        plain = dict(leaves_by_path(own))
+        for path, leaf in leaves_by_path(pruner):
+            if isinstance(leaf, int | float) and leaf != plain[path]:
+                differ(join(path_of(keys), path), str(leaf), str(plain[path]))
             if isinstance(leaf, Stored) and not isinstance(leaf.like, jax.ShapeDtypeStruct):
                 there, here = on_host(read(leaf)), on_host(leaf.like)
                 if not np.array_equal(there, here):
