@@ -43,7 +43,8 @@ class Update:
             return model, optim
         sites = read(skeleton(self.origin))  # zeros: only their shapes count
         plan = self.pruner.plan_for(sites)(self.pruner.distribution)
-        arrived, layouts = jax.tree.leaves(self.grads), layouts_of(model)
+        arrived = [leaf for leaf in jax.tree.leaves(self.grads) if leaf.size > 0]
+        layouts = layouts_of(model)
         # One after the other, so that scratch memory for one is enough; a gradient is that of all.
         groups = [[path] for path in plan.sites] if self.dense is None else [list(plan.sites)]
         for paths in groups:

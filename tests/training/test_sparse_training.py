@@ -102,6 +102,20 @@ def test_no_dense_weight_in_a_compiled_step():
     assert "u32[37,37]" in text or "u32[1369]" in text  # lots, where masks are updated
 
 
+@pytest.mark.parametrize("sparsity, kept", [(1.0, 0), (0.9, 29)])
+def test_nothing_left_and_half_precision_with_unknown_gradients(sparsity, kept):
+    """Counts stay exact; a layer without a value is one."""
+    layer = eqx.nn.Linear(12, 24, dtype=jnp.bfloat16, key=KEY)
+    pruner = eqsparse.RigL(ADAM, distribution=sparsity, schedule=eqsparse.Periodic(0, 9, 1), key=KEY)
+    training = eqsparse.SparseTraining(pruner)
+    model, state = training.init([layer])
+    unknown = lambda tree: jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), eqx.filter(tree, eqx.is_inexact_array))
+    for _ in range(2):
+        model, state = training.step(model, unknown(model), state, dense=unknown)
+    assert model[0].weight.values.dtype == jnp.bfloat16
+    assert [int(mask.sum()) for mask in eqsparse.get_masks(training.masked(model)).values()] == [kept]
+
+
 def test_what_cannot_be_trained_so():
     with pytest.raises(ValueError, match=r"`SparseTraining\(pruner=...\)` must be a pruner. Got 3"):
         eqsparse.SparseTraining(3)

@@ -1,6 +1,7 @@
 """What every layout does."""
 
 import abc
+import math
 import operator
 from typing import Any, ClassVar
 
@@ -86,10 +87,9 @@ class AbstractLayout(eqx.Module):
 
     def mask(self) -> Bool[np.ndarray, "*stack out_size in_size"]:
         """Which weights are stored. On the host: for reports, where a compilation for each weight takes too long."""
-        lead = len(self.stack)
-        arrays = [np.asarray(leaf).reshape(-1, *leaf.shape[lead:]) for leaf in jax.tree.leaves(self)]
-        slices = zip(*arrays, strict=True)
-        kept = [self.kept(*parts) for parts in slices] or np.zeros((0, *self.shape), bool)
+        lead, slices = len(self.stack), math.prod(self.stack)  # a -1 would not do for a layout without a value
+        arrays = [np.asarray(leaf).reshape(slices, *leaf.shape[lead:]) for leaf in jax.tree.leaves(self)]
+        kept = [self.kept(*parts) for parts in zip(*arrays, strict=True)] or np.zeros((0, *self.shape), bool)
         return np.reshape(kept, (*self.stack, *self.shape))
 
     @abc.abstractmethod
