@@ -1,6 +1,9 @@
 """Strict dtypes and ranks in all tests; warnings are errors (`pyproject.toml`)."""
 
+import atexit
 import os
+import shutil
+import tempfile
 import warnings
 
 import equinox as eqx
@@ -17,6 +20,16 @@ QUICK = (
     "xla_cpu_parallel_codegen_split_count=1",
 )
 os.environ["XLA_FLAGS"] = " ".join([*(f"--{flag}" for flag in QUICK), os.environ.get("XLA_FLAGS", "")])
+
+# What one test has compiled serves all others that compile the same, in this process and in those it starts.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.mkdtemp(prefix="eqsparse-tests-")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+os.environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -88,7 +88,9 @@ def count(n: int, density: UInt32[Array, "..."]) -> Wide:
     """How many of `n` to keep: `(n · density + 2³¹) >> 32`, halves up, exact at any size."""
     high, low = np.uint32(n >> 32), np.uint32(n & 0xFFFFFFFF)
     kept = add(multiply(low, density), wide(1 << 31)).hi
-    kept = add(Wide(jnp.zeros_like(kept), kept), multiply(high, density))
+    kept = Wide(jnp.zeros_like(kept), kept)
+    if high:
+        kept = add(kept, multiply(high, density))
     everything = wide(n)
     return where(density == FULL, everything, kept)
 

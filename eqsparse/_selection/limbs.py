@@ -65,6 +65,8 @@ def clipped_subtract(a: Wide, b: Wide) -> Wide:
 
 def total(counts: UInt32[Array, "arrays ..."]) -> Wide:
     """Sum over the first axis (of at most 2¹⁶ entries), which 32 bits may not hold."""
+    if len(counts) == 1:
+        return Wide(jnp.zeros_like(counts[0]), counts[0])
     low = jnp.sum(counts & 0xFFFF, axis=0, dtype=jnp.uint32)
     high = jnp.sum(counts >> 16, axis=0, dtype=jnp.uint32)
     return add(Wide(jnp.zeros_like(low), low), Wide(high >> 16, high << 16))

@@ -66,15 +66,17 @@ def _active(search: Search, b: Bracket) -> Bool[Array, "*thresholds"]:
 def _narrow(search: Search, b: Bracket) -> Bracket:
     going = _active(search, b)
     points = _points(b.low, b.high)
-    found = search.counts(points)
-    enough = [w.at_least(w.total(n), search.wanted) for n in found]
-    low, high, count_low, count_high = b
-    tried = list(zip(points, found, enough, strict=True))
-    for point, n, ok in tried:
-        low, count_low = jnp.where(going & ok, point, low), jnp.where(going & ok, n, count_low)
-    for point, n, ok in reversed(tried):
-        high, count_high = jnp.where(going & ~ok, point, high), jnp.where(going & ~ok, n, count_high)
-    return Bracket(low, high, count_low, count_high)
+    found = jnp.stack(search.counts(points), axis=1)
+    tried = jnp.stack(points)
+    enough = w.at_least(w.total(found), Wide(*(jnp.expand_dims(n, 0) for n in search.wanted)))
+    below, above = going[None] & enough, going[None] & ~enough
+    # Neither points nor counts, of which the larger point has the smaller, pass each other.
+    return Bracket(
+        jnp.max(jnp.where(below, tried, b.low[None]), axis=0),
+        jnp.min(jnp.where(above, tried, b.high[None]), axis=0),
+        jnp.min(jnp.where(below[None], found, b.count_low[:, None]), axis=1),
+        jnp.max(jnp.where(above[None], found, b.count_high[:, None]), axis=1),
+    )
 
 
 def _points(low: Array, high: Array) -> list[Array]:
@@ -82,5 +84,4 @@ def _points(low: Array, high: Array) -> list[Array]:
     parts = probes_at_once() + 1
     width = high - low
     step, rest = width // parts, width % parts
-    points = [low + step * j + rest * j // parts for j in range(1, parts)]
-    return [jnp.clip(p, low + 1, jnp.maximum(high - 1, low + 1)) for p in points]
+    return [low + jnp.maximum(step * j + rest * j // parts, 1) for j in range(1, parts)]
