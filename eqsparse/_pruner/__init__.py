@@ -13,7 +13,7 @@ from ._transition import (
 )
 from .as_optax import OptaxState as OptaxState
 from .at_init import AbstractPruningAtInit as AbstractPruningAtInit, GraSP as GraSP, SNIP as SNIP, SynFlow as SynFlow
-from .base import AbstractPruner as AbstractPruner, PrunerState as PrunerState
+from .base import AbstractPruner as AbstractPruner
 from .config import from_config as from_config
 from .cycle import ACDC as ACDC, LotteryTicket as LotteryTicket
 from .dynamic import (
@@ -48,6 +48,7 @@ from .order import (
     Instead as Instead,
     Rewinding as Rewinding,
 )
+from .state import PrunerState as PrunerState
 from .straight_through import (
     MagnitudeSTE as MagnitudeSTE,
     RandomSTE as RandomSTE,

@@ -15,7 +15,8 @@ from .._sites import masks_of, read, weights_of, write
 from .match import like_parameters, outline, same_model
 
 if TYPE_CHECKING:
-    from .base import AbstractPruner, PrunerState
+    from .base import AbstractPruner
+    from .state import PrunerState
 
 
 class OptaxState(eqx.Module):

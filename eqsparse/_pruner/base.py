@@ -7,11 +7,11 @@ from typing import Any, ClassVar, TypeVar
 import equinox as eqx
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Int32, PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike, PRNGKeyArray, PyTree
 
 from .._check import instance, random_key
 from .._criterion import AbstractCriterion
-from .._distribution import AbstractDistribution, Uniform
+from .._distribution import AbstractDistribution
 from .._mask import Mask, zeroed
 from .._model import is_sparsified, own_buffers, sparsify
 from .._schedule import AbstractSchedule, NoSchedule
@@ -19,7 +19,6 @@ from .._selection import in_float32, own_key
 from .._show import show
 from .._sites import (
     as_patterns,
-    check_by_pattern,
     is_model,
     leaves_by_path,
     masks_of,
@@ -33,36 +32,19 @@ from .._sites import (
 )
 from .._structure import AbstractStructure, Unstructured
 from ._transition import AbstractTransition, Kept, Moment, Monotone, WORTH
+from .arguments import as_distribution, as_optim, as_structures
 from .as_optax import as_optax, forward_params
-from .match import like_parameters, Outline, outline, same_model, same_optimiser
+from .match import like_parameters, outline, same_model, same_optimiser
 from .optimiser import AbstractUpkeep, FreshWhereGrown, numbers_as_arrays, OptimiserState, parameters_by_path, start
 from .order import AbstractOrder, Before
 from .plan import Plan, plan
 from .shards import check_shards, on_mesh_of
+from .state import PrunerState
 from .turn import key_for, masked_sites, Memory, Setting, Turn
 from .view import AbstractView, OnMask
 
 _Tree = TypeVar("_Tree")
 _AT_INIT = 2**32 - 1  # the step that masks drawn at `init` count as
-
-
-class PrunerState(eqx.Module):
-    """What a pruner carries from step to step, beside the model (which holds the masks).
-
-    - `step`: how many steps were taken.
-    - `optim`: the optimiser's state, `None` without one.
-    - `key`: what random criteria draw from, `None` for others.
-    - `trained`: masks of the weights that train, by path, where these are not those of the model (Top-KAST).
-    - `memory`: what criteria and rewinding remember, by role.
-    """
-
-    step: Int32[Array, ""]
-    optim: PyTree
-    key: PRNGKeyArray | None
-    trained: dict[str, Mask]
-    memory: Memory
-    outline: Outline = eqx.field(static=True)
-    maker: str = eqx.field(static=True)
 
 
 class AbstractPruner(eqx.Module):
@@ -380,32 +362,3 @@ class AbstractPruner(eqx.Module):
 
     def _sparsified(self, model: PyTree) -> PyTree:
         return model if is_sparsified(model) else sparsify(model, packed=self.packed)
-
-
-def as_optim(value: Any, argument: str) -> optax.GradientTransformation | None:
-    """An Optax optimiser; also what has `init` and `update` without being one, as `optax.MultiSteps` does."""
-    if value is None or isinstance(value, optax.GradientTransformation):
-        return value
-    if callable(getattr(value, "init", None)) and callable(getattr(value, "update", None)):
-        return optax.GradientTransformationExtraArgs(value.init, value.update)
-    raise ValueError(f"`{argument}` must be an Optax optimiser or `None`. Got {value!r}.")
-
-
-def as_distribution(value: AbstractDistribution | ArrayLike) -> AbstractDistribution:
-    """A distribution, for which a number stands for `Uniform`."""
-    if isinstance(value, AbstractDistribution):
-        return value
-    if hasattr(value, "dtype") or isinstance(value, int | float):
-        return Uniform(value)
-    raise ValueError(f"`distribution` must be a distribution, or a sparsity for `Uniform`. Got {value!r}.")
-
-
-def as_structures(value: Any) -> AbstractStructure | PatternMap:
-    """A structure, or a map from patterns to structures."""
-    every = value.values() if isinstance(value, Mapping) else [value]
-    for structure in every:
-        instance(structure, AbstractStructure, "structure", "a structure, or a dict of pattern → structure")
-    if not isinstance(value, Mapping):
-        return value
-    check_by_pattern(value, "structure", "structure")
-    return PatternMap(value)

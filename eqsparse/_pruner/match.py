@@ -11,7 +11,7 @@ from .._mask import Mask
 from .._sites import leaves_by_path, read
 
 if TYPE_CHECKING:
-    from .base import PrunerState
+    from .state import PrunerState
 
 Outline: TypeAlias = tuple[tuple[str, str], ...]
 

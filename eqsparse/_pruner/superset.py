@@ -10,7 +10,8 @@ from .._check import known, unit
 from .._criterion import AbstractCriterion, Magnitude
 from .._distribution import AbstractDistribution, Uniform
 from ._transition import Nested
-from .base import AbstractPruner, as_distribution
+from .arguments import as_distribution
+from .base import AbstractPruner
 from .view import SupersetView
 
 

@@ -38,8 +38,7 @@ def count_true(
     if probes_at_once() > 1 and _SHORT < last < 2**16 and predicates[0].size > 0:
         # Twice as many lanes of a vector hold counts of 16 bits.
         short = _sums([p.astype(jnp.uint16) for p in predicates], axes[-1:])
-        counts = [n.astype(jnp.uint32) for n in short]
-        counts = [jnp.sum(n, axis=axes[:-1], dtype=jnp.uint32) for n in counts]
+        counts = _sums([n.astype(jnp.uint32) for n in short], axes[:-1])
     else:
         counts = _sums([p.astype(jnp.uint32) for p in predicates], axes)
     return [n * jnp.uint32(sizes) for n in counts]
@@ -67,7 +66,7 @@ _LONG = 2**13
 def _sums(operands: list[Array], axes: tuple[int, ...]) -> list[Array]:
     """The sum of each operand over `axes`, in its own dtype."""
     dtype = operands[0].dtype
-    if probes_at_once() == 1:
+    if probes_at_once() == 1 or not axes:
         return [jnp.sum(x, axis=axes, dtype=dtype) for x in operands]
     several = operands if len(operands) > 1 else operands * 2
     add = lambda a, b: [x + y for x, y in zip(a, b, strict=True)]

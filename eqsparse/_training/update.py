@@ -9,7 +9,7 @@ import jax
 from jaxtyping import Array, Bool, PyTree
 
 from .._pruner import AbstractPruner, DropGrow, PrunerState
-from .._pruner._transition.drop_grow import GAIN, unknown_last
+from .._pruner._transition import GAIN, unknown_last
 from .._pruner.optimiser import OptimiserState, start
 from .._pruner.plan import Plan
 from .._pruner.turn import key_for
