@@ -13,6 +13,7 @@ from .._model import own_buffers
 from .._selection import update_if
 from .._sites import masks_of, read, weights_of, write
 from .match import like_parameters, outline, same_model
+from .optimiser import numbers_as_arrays
 
 if TYPE_CHECKING:
     from .base import AbstractPruner
@@ -49,13 +50,20 @@ def as_optax(pruner: "AbstractPruner") -> optax.GradientTransformationExtraArgs:
             raise ValueError(f"`state` must come from `init` or the last `update`. Got {type(state).__name__}.")
         same_model(state.pruner, outline(params, state.masks), type(pruner).__name__, "params")
         grads = like_parameters(updates, params, "updates", "params")
-        turn = pruner.turn(params, state.masks, state.pruner, grads, extra)
-        first = state.pruner.step == 0  # when parameters are not on their masks yet
-        landed = update_if(first, lambda _: turn.landed(params).parameters, params)
-        turn, advanced = pruner.advance(dataclasses.replace(turn, parameters=landed), state.pruner)
-        return turn.landed_updates(params), OptaxState(turn.masks, advanced)
+        return _update(pruner, params, grads, state, numbers_as_arrays(extra))
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
+
+
+@eqx.filter_jit  # for those who don't: masks are found in loops, which would be compiled again at each step
+def _update(
+    pruner: "AbstractPruner", params: PyTree, grads: PyTree, state: OptaxState, extra: dict[str, Any]
+) -> tuple[PyTree, OptaxState]:
+    turn = pruner.turn(params, state.masks, state.pruner, grads, extra)
+    first = state.pruner.step == 0  # when parameters are not on their masks yet
+    landed = update_if(first, lambda _: turn.landed(params).parameters, params)
+    turn, advanced = pruner.advance(dataclasses.replace(turn, parameters=landed), state.pruner)
+    return turn.landed_updates(params), OptaxState(turn.masks, advanced)
 
 
 def forward_params(params: PyTree, state: PyTree) -> PyTree:

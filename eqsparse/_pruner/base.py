@@ -213,7 +213,8 @@ class AbstractPruner(eqx.Module):
         (`where` and overrides take paths as `"dense.kernel"`). It runs the pruner's own optimiser and must be the
         outermost transformation: nothing may change its updates after it. The sparsity is exact for finite weights.
         Initial masks that aren't full (`SET`, `RigL`, `StaticSparse`) are on the weights after the first update.
-        A model trained straight-through runs on `pruner.forward_params(params, state)`.
+        A model trained straight-through runs on `pruner.forward_params(params, state)`. `update` is compiled on first
+        use, in a loop that is compiled and in one that isn't.
 
         **Raises:** `ValueError` if the pruner has no optimiser.
         """

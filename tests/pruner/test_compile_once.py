@@ -74,6 +74,18 @@ def numbers(kind):
 KINDS = ["python", "numpy scalars", "numpy single", "numpy arrays", "jax"]
 
 
+def test_once_as_optax_in_a_loop_that_is_not_compiled():
+    optim, traced = counting(optax.adam(0.1))
+    schedule = eqsparse.Polynomial(1, 4, 2)
+    tx = eqsparse.MagnitudePruning(optim, distribution=0.5, structure=RUNS, schedule=schedule).as_optax()
+    params = {"w": jax.random.normal(KEY, (8, 8))}
+    state = tx.init(params)
+    for _ in range(6):
+        updates, state = tx.update({"w": jnp.ones((8, 8))}, state, params)
+        params = optax.apply_updates(params, updates)
+    assert len(traced) == 1 and np.count_nonzero(params["w"]) == 32
+
+
 def test_settings_of_any_kind():
     """PREDECESSOR row 24: float and int settings are leaves or not by accident, so steps trace twice."""
     optim, traced = counting()
