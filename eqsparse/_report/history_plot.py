@@ -1,10 +1,9 @@
 """A history as a figure."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .plot import save_if_asked
+from .plot import matplotlib_for, save_if_asked
 from .table import shorten
 
 _ALL, _EACH = "#222222", "#9aa5b1"
@@ -20,14 +19,9 @@ def plot(
     rows: Sequence[dict[str, Any]], layers: Mapping[str, Sequence[dict[str, Any]]], values: list[str], target: Any
 ) -> Any:
     """A panel for each value and each measure, steps along the bottom; see `History.plot`."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("`History.plot()` needs matplotlib. Install it with `pip install eqsparse[plot]`.") from error
-    if not (target is None or isinstance(target, str | os.PathLike)):
-        raise ValueError(f"`History.plot(target=...)` must be a path or `None`. Got {target!r}.")
+    _, figure_type = matplotlib_for("History.plot", target, on_axes=False)
     panels = [*values, *_MEASURES]
-    figure: Any = Figure(figsize=(9.0, 1.2 + 1.5 * len(panels)), layout="constrained")
+    figure: Any = figure_type(figsize=(9.0, 1.2 + 1.5 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     steps = [row["step"] for row in rows]
     for axis, name in zip(axes, panels, strict=True):

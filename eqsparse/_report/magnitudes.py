@@ -28,7 +28,7 @@ def plot_magnitudes(magnitudes: Mapping[str, Any], target: Any) -> Any:
         raise ValueError(
             "`Report.plot_magnitudes()` needs weights that are kept, of a masked or a plain model. Got none."
         )
-    figure, axes = canvas(target, (9.0, 3.6))
+    figure, axes = canvas("Report.plot_magnitudes", target, (9.0, 3.6))
     for path, (exponents, counts) in list(magnitudes.items())[:_MOST]:
         edges = 2.0 ** np.append(exponents, exponents[-1] + 1)
         axes.stairs(counts / counts.sum(), edges, label=shorten(path, 40), linewidth=1.5)

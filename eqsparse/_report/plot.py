@@ -15,19 +15,12 @@ _LONGEST_LABEL = 40
 
 def plot(rows: Sequence[dict[str, Any]], corners: Mapping[str, Bool[np.ndarray, "rows columns"]], target: Any) -> Any:
     """Bars of kept and removed weights, and the corners of some masks; see `Report.plot`."""
-    try:
-        # Not `pyplot`, whose global state and windows a library has no business with.
-        from matplotlib.axes import Axes
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("`Report.plot()` needs matplotlib. Install it with `pip install eqsparse[plot]`.") from error
-    if isinstance(target, Axes):
+    axes_type, figure_type = matplotlib_for("Report.plot", target)
+    if isinstance(target, axes_type):
         _bars(target, rows)
         return target.figure
-    if not (target is None or isinstance(target, str | os.PathLike)):
-        raise ValueError(f"`Report.plot(target=...)` must be a path, matplotlib `Axes` or `None`. Got {target!r}.")
     bars_height = min(1.2 + 0.3 * len(rows), 60.0)
-    figure = Figure(figsize=(9.0, bars_height + 2.6), layout="constrained")
+    figure: Any = figure_type(figsize=(9.0, bars_height + 2.6), layout="constrained")
     grid = figure.add_gridspec(2, 1, height_ratios=(bars_height, 2.6))
     _bars(figure.add_subplot(grid[0]), rows)
     images = grid[1].subgridspec(1, max(len(corners), 1))
@@ -39,19 +32,27 @@ def plot(rows: Sequence[dict[str, Any]], corners: Mapping[str, Bool[np.ndarray, 
     return figure
 
 
-def canvas(target: Any, size: tuple[float, float]) -> tuple[Any, Any]:
+def canvas(method: str, target: Any, size: tuple[float, float]) -> tuple[Any, Any]:
     """A figure and the axes to draw one plot on: those of `target`, or new ones."""
+    axes_type, figure_type = matplotlib_for(method, target)
+    if isinstance(target, axes_type):
+        return target.figure, target
+    figure: Any = figure_type(figsize=size, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def matplotlib_for(method: str, target: Any, on_axes: bool = True) -> tuple[Any, Any]:
+    """The types `Axes` and `Figure`, where `target` is one that the method takes."""
     try:
+        # Not `pyplot`, whose global state and windows a library has no business with.
         from matplotlib.axes import Axes
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("A plot needs matplotlib. Install it with `pip install eqsparse[plot]`.") from error
-    if isinstance(target, Axes):
-        return target.figure, target
-    if not (target is None or isinstance(target, str | os.PathLike)):
-        raise ValueError(f"`target` must be a path, matplotlib `Axes` or `None`. Got {target!r}.")
-    figure: Any = Figure(figsize=size, layout="constrained")
-    return figure, figure.add_subplot()
+        raise ImportError(f"`{method}()` needs matplotlib. Install it with `pip install eqsparse[plot]`.") from error
+    if not (target is None or isinstance(target, str | os.PathLike) or (on_axes and isinstance(target, Axes))):
+        allowed = "a path, matplotlib `Axes` or `None`" if on_axes else "a path or `None`"
+        raise ValueError(f"`{method}(target=...)` must be {allowed}. Got {target!r}.")
+    return Axes, Figure
 
 
 def save_if_asked(figure: Any, target: Any) -> Any:
@@ -65,7 +66,7 @@ def heat_map(
     values: Float[np.ndarray, "rows columns"], rows: Sequence[str], columns: Sequence[str], target: Any
 ) -> Any:
     """Colours for the values of each row and column; see `Sensitivity.plot`."""
-    figure, axes = canvas(target, (9.0, min(1.6 + 0.3 * len(rows), 60.0)))
+    figure, axes = canvas("Sensitivity.plot", target, (9.0, min(1.6 + 0.3 * len(rows), 60.0)))
     image = axes.imshow(values, aspect="auto", cmap="Blues", interpolation="nearest")
     axes.set_yticks(range(len(rows)), [shorten(row, _LONGEST_LABEL) for row in rows])
     axes.set_xticks(range(len(columns)), columns)

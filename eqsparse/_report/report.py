@@ -1,6 +1,7 @@
 """What is left of each weight of a model, and what it takes to store."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, final
 
@@ -58,6 +59,10 @@ class Report:
 
     def __repr__(self) -> str:
         return str(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: what is told of the weights, without the weights."""
+        return self.__dict__ | {"magnitudes": functools.partial(dict, self.magnitudes())}
 
     def to_dict(self) -> dict[str, Any]:
         """`{"rows": [...], "total": {...}}` in plain data, ready for `json.dumps`."""

@@ -1,5 +1,7 @@
 """Operations against those worked out by hand from the shapes."""
 
+import pickle
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -145,6 +147,12 @@ def test_magnitudes_of_what_is_kept(tmp_path):
     assert (tmp_path / "magnitudes.png").stat().st_size > 1000
     axes = matplotlib.Figure().add_subplot()
     assert report(layer).plot_magnitudes(axes) is axes.figure
+    made = report(layer)
+    again = pickle.loads(pickle.dumps(made))  # without the weights
+    assert again == made and len(pickle.dumps(again)) < 3000
+    assert len(again.plot_magnitudes().axes[0].patches) == 1
+    with pytest.raises(ValueError, match=r"`Report.plot_magnitudes\(target=...\)` must be a path, .*Got 3"):
+        made.plot_magnitudes(3)
     with pytest.raises(ValueError, match="needs weights that are kept"):
         report(eqsparse.to_bcoo(layer)).plot_magnitudes()
 
