@@ -3,11 +3,7 @@
 import dataclasses
 import functools
 import json
-import sys
 import threading
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parents[1]))  # where the examples are
 
 import _common as common
 import federated

@@ -21,6 +21,8 @@ import time
 from concurrent.futures import as_completed, ThreadPoolExecutor
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1]))  # where the examples are
+
 from _paper_page import draw_structures, page
 from _paper_runs import all_runs, Budget, RATES, Store, Tasks, tuned
 from rich.progress import Progress
