@@ -30,7 +30,7 @@ class AbstractLayout(eqx.Module):
     shape: eqx.AbstractVar[tuple[int, int]]
 
     name: ClassVar[str]
-    rule: ClassVar[str] = "any mask"
+    rule: ClassVar[str] = "of fewer than 2**31 rows, columns and kept weights"
     value_rank: ClassVar[int] = 1
 
     @classmethod
