@@ -59,8 +59,7 @@ def account_table(rows: Sequence[Row], total: Row) -> str:
 
 def corner_of(layout: AbstractLayout, length: int) -> Bool[np.ndarray, "rows columns"]:
     """The first rows and columns of where the first matrix of a stack stores weights."""
-    mask = layout.mask()
-    return mask.reshape(-1, *mask.shape[-2:])[0, :length, :length]
+    return _slices(layout)[0, :length, :length]
 
 
 _BYTES = ("bytes_dense", "bytes_exported", "bytes_minimum")
@@ -78,11 +77,9 @@ def _weights(tree: Any, path: str) -> Iterator[Exported]:
 
 
 def _row(path: str, layout: AbstractLayout, shape: tuple[int, ...]) -> Row:
-    stored = layout.mask()
-    slices = stored.reshape(-1, stored.shape[-2] * stored.shape[-1])
-    kept = [int(count) for count in np.count_nonzero(slices, axis=1)]
+    kept = [int(count) for count in np.count_nonzero(_slices(layout), axis=(1, 2))]
     size, itemsize = math.prod(shape), layout.values.dtype.itemsize
-    minimum = sum(count * itemsize + math.ceil(_mask_bits(slices.shape[1], count) / 8) for count in kept)
+    minimum = sum(count * itemsize + math.ceil(_mask_bits(math.prod(layout.shape), count) / 8) for count in kept)
     return {
         "path": path,
         "shape": shape,
@@ -96,6 +93,11 @@ def _row(path: str, layout: AbstractLayout, shape: tuple[int, ...]) -> Row:
         "bytes_minimum": minimum,
         "of_minimum": _ratio(layout.nbytes, minimum),
     }
+
+
+def _slices(layout: AbstractLayout) -> Bool[np.ndarray, "slices out_size in_size"]:
+    """Where each matrix of the stack stores weights."""
+    return layout.mask().reshape(math.prod(layout.stack), *layout.shape)  # a -1 would not do without weights
 
 
 def _mask_bits(size: int, kept: int) -> float:

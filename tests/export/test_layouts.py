@@ -65,6 +65,13 @@ def test_products_on_either_side_and_rows(name, dtype):
     np.testing.assert_array_equal(np.asarray(look_up(layout, rows), np.float64), weight[[0, 5, -1, -1, -1, 0]])
 
 
+def test_products_with_arrays_of_numpy():
+    layout, weight, _ = make("bcsr")
+    x, y = np.ones((IN, 3), np.float32), np.ones(OUT, np.float32)
+    close(layout @ x, weight @ x)
+    close(y @ layout, y @ weight)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
 def test_gradients_under_nested_vmap(name, dtype):

@@ -32,6 +32,7 @@ class AbstractLayout(eqx.Module):
     name: ClassVar[str]
     rule: ClassVar[str] = "of fewer than 2**31 rows, columns and kept weights"
     value_rank: ClassVar[int] = 1
+    __array_ufunc__: ClassVar[None] = None  # so that NumPy leaves `array @ layout` to the layout
 
     @classmethod
     def from_dense(
