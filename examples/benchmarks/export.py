@@ -306,7 +306,8 @@ def trained(model, rate, steps=300):
 
 
 def accuracy(model, images, labels):
-    return float((eqx.filter_jit(jax.vmap(model))(images).argmax(1) == labels).mean())
+    run = eqx.filter_jit(lambda model, images: jax.vmap(model)(images))
+    return float((run(model, images).argmax(1) == labels).mean())
 
 
 def file_bytes(model):
