@@ -6,11 +6,11 @@ import equinox as eqx
 from jaxtyping import PyTree
 
 from .._layers import AbstractMasked, MaskedLinear
-from .._model import is_sparsified
 from .._sites import join
-from .csr import csr_parts
-from .exchange import exchange_masked
+from ._layout import BCSRLayout
+from .exchange import checked, exchange_masked
 from .linear import BCOOLinear
+from .sparse import slices_in, SparseLayer
 
 
 def to_bcoo(model: PyTree) -> PyTree:
@@ -23,8 +23,9 @@ def to_bcoo(model: PyTree) -> PyTree:
     ```
 
     Each `eqsparse.MaskedLinear` becomes an `eqsparse.BCOOLinear`. A weight that the mask keeps is stored even
-    if it is zero. In float32 a layer gets smaller once half its weights are masked, in half precision two
-    thirds. Stacks of layers (leading axes) stay stacks, each slice as large as the fullest.
+    if it is zero. In float32 a layer gets smaller once a third of its weights is masked, in half precision half
+    (with 65,536 columns or more: half, two thirds). Stacks of layers (leading axes) stay stacks, each slice as large
+    as the fullest.
 
     The rest is as large as before, and predicts the same:
 
@@ -40,18 +41,17 @@ def to_bcoo(model: PyTree) -> PyTree:
     **Raises:** `ValueError` if the model has no masked layer, is traced, or keeps more weights in one layer
     than int32 can count.
     """
-    if not is_sparsified(model):
-        raise ValueError(
-            "`to_bcoo(model=...)` must contain a masked layer; `eqsparse.sparsify` makes them, pruners fill "
-            f"their masks. Got {type(model).__name__} without any."
-        )
-    return exchange_masked(model, _export)
+    return exchange_masked(checked(model, "to_bcoo"), _export)
 
 
 def _export(path: str, layer: AbstractMasked) -> Any:
     # A subclass of `Linear` may do anything with its weight.
     if not (isinstance(layer, MaskedLinear) and type(layer.layer) is eqx.nn.Linear):
         return layer.materialise()
-    linear = layer.layer
-    parts = csr_parts(linear.weight, layer.masks["weight"], join(path, "weight"))
-    return BCOOLinear(*parts, linear.bias, linear.in_features, linear.out_features, linear.use_bias)
+    slices = slices_in(layer, "weight")
+    if BCSRLayout.bytes_of(slices.kept, slices.weights.dtype.itemsize) is None:
+        raise ValueError(
+            f"`to_bcoo(model=...)` must keep fewer than 2**31 weights in a layer, which int32 can count. "
+            f"Got {slices.kept.sum()} of shape {slices.shape} at `{join(path, 'weight')}`."
+        )
+    return BCOOLinear(SparseLayer(layer, {"weight": BCSRLayout.encode(slices)}))

@@ -72,12 +72,18 @@ class Exactly:
     """One layout, come what may: what a user says of a path."""
 
     layout: type[AbstractLayout]
+    path: str
 
     def __call__(self, slices: Slices, layer: Any) -> AbstractLayout:
         if self.layout is DenseLayout:
             return dense(slices, "asked for")
-        lead = (*slices.stack, *slices.shape)
-        return self.layout.from_dense(slices.weights.reshape(lead), slices.kept.reshape(lead))
+        if self.layout.bytes_of(slices.kept, slices.weights.dtype.itemsize) is None:
+            raise ValueError(
+                f"`export(layout=...)` must give each weight a layout that can hold its mask; for {self.layout.name!r} "
+                f"that must be {self.layout.rule}. Got {slices.kept.sum()} kept of shape {slices.kept.shape} at "
+                f"`{self.path}`."
+            )
+        return self.layout.encode(slices)
 
 
 def sizes_of(slices: Slices) -> dict[str, int]:

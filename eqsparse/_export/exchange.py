@@ -5,11 +5,27 @@ from typing import Any
 
 import equinox as eqx
 import jax
+from jax.core import Tracer
 from jaxtyping import PyTree
 
 from .._layers import AbstractMasked
-from .._model import materialise
+from .._model import is_sparsified, materialise
 from .._sites import map_layers
+
+
+def checked(model: PyTree, name: str) -> PyTree:
+    """The model that a user gave to the function of that name."""
+    if any(isinstance(leaf, Tracer | jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(model)):
+        raise ValueError(
+            f"`{name}(model=...)` must hold arrays whose numbers are known, and so be called outside `jax.jit`, "
+            "`jax.vmap` and the like: how many weights are kept shapes the arrays. Got traced ones."
+        )
+    if not is_sparsified(model):
+        raise ValueError(
+            f"`{name}(model=...)` must contain a masked layer; `eqsparse.sparsify` makes them, pruners fill their "
+            f"masks. Got {type(model).__name__} without any."
+        )
+    return model
 
 
 def exchange_masked(model: PyTree, change: Callable[[str, AbstractMasked], Any]) -> PyTree:

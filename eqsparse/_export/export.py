@@ -3,20 +3,15 @@
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-import jax
-import numpy as np
-from jax.core import Tracer
 from jaxtyping import PyTree
 
 from .._check import integer
 from .._layers import AbstractMasked
-from .._model import is_sparsified
 from .._sites import check_by_pattern, join, Pattern, PatternMap, read
 from ._layout import AbstractLayout, LAYOUTS
-from ._layout.host import slices_of
 from .choose import Always, Exactly, Fastest, Smallest
-from .exchange import exchange_masked, exchangeable
-from .sparse import form_of, SparseLayer
+from .exchange import checked, exchange_masked, exchangeable
+from .sparse import slices_in, SparseLayer
 
 LayoutLike: TypeAlias = str | type[AbstractLayout]
 
@@ -61,26 +56,15 @@ def export(
     **Raises:** `ValueError` if the model has no masked layer or is traced, a name is unknown, a pattern matches no
     masked weight, or a layout asked for by path cannot hold the mask there.
     """
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(model)):
-        raise ValueError("`export(model=...)` must hold arrays, not tracers: call it outside `jax.jit`. Got tracers.")
-    if not is_sparsified(model):
-        raise ValueError(
-            "`export(model=...)` must contain a masked layer; `eqsparse.sparsify` makes them, pruners fill their "
-            f"masks. Got {type(model).__name__} without any."
-        )
-    choices = _choices(exchangeable(model), layout, _by_objective(objective, batch))
+    choices = _choices(exchangeable(checked(model, "export")), layout, _by_objective(objective, batch))
 
     def change(path: str, masked: AbstractMasked) -> Any:
-        weights = {name: _lay_out(masked, name, choices[join(path, name)]) for name in sorted(masked.masks)}
+        weights = {
+            name: choices[join(path, name)](slices_in(masked, name), masked.layer) for name in sorted(masked.masks)
+        }
         return SparseLayer(masked, weights) if weights else masked.layer
 
     return exchange_masked(model, change)
-
-
-def _lay_out(masked: AbstractMasked, name: str, choose: Any) -> AbstractLayout:
-    form = form_of(masked, name)
-    weight, mask = np.asarray(getattr(masked.layer, name)), np.asarray(masked.masks[name].dense())
-    return choose(slices_of("export", form.to_matrix(weight), form.to_matrix(mask)), masked.layer)
 
 
 def _by_objective(objective: str, batch: int) -> Smallest | Fastest:
@@ -98,7 +82,7 @@ def _choices(model: PyTree, layout: Any, auto: Smallest | Fastest) -> dict[str, 
         check_by_pattern(layout, "export(layout=...)", "layout")
         asked = PatternMap({pattern: _one(value) for pattern, value in layout.items()})
         exactly = asked.lookup(weights, "export(layout=...)")
-        return {path: auto if exactly.get(path) is None else Exactly(exactly[path]) for path in weights}
+        return {path: auto if exactly.get(path) is None else Exactly(exactly[path], path) for path in weights}
     one = _one(layout)
     return dict.fromkeys(weights, auto if one is None else Always(one))
 

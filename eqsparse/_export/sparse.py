@@ -14,6 +14,7 @@ from .._kernels import not_before
 from .._layers import AbstractMasked
 from .._sites import replace_fields
 from ._layout import AbstractLayout
+from ._layout.host import Slices, slices_of
 from .conv import is_product, multiply_channels
 
 
@@ -27,11 +28,16 @@ class Form(NamedTuple):
     def rows(self) -> int:
         return self.core[0] if len(self.core) > 1 else 1
 
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Shape of the matrix."""
+        return self.rows, math.prod(self.core[1:] if len(self.core) > 1 else self.core)
+
     def to_matrix(self, weight: Any) -> Any:
         """Of a weight or mask, axes of a stack first. NumPy's stay NumPy's."""
         stack = weight.shape[: weight.ndim - len(self.core)]
         last = np.moveaxis(weight, len(stack) + self.axis, -1) if len(self.core) > 1 else weight
-        return last.reshape(*stack, self.rows, math.prod(self.core) // max(self.rows, 1))
+        return last.reshape(*stack, *self.matrix)
 
     def to_weight(self, rows: Array) -> Array:
         """Some rows of the matrix of a single layer, as that part of its weight."""
@@ -107,6 +113,13 @@ def form_of(masked: AbstractMasked, name: str) -> Form:
     """The form of a masked field."""
     weight = getattr(masked.layer, name)
     return Form(weight.shape[weight.ndim - masked.core_rank(name) :], masked.contraction_axis(name))
+
+
+def slices_in(masked: AbstractMasked, name: str) -> Slices:
+    """A masked field and its mask as matrices, on the host."""
+    form = form_of(masked, name)
+    weight, kept = np.asarray(getattr(masked.layer, name)), np.asarray(masked.masks[name].dense())
+    return slices_of("export", form.to_matrix(weight), form.to_matrix(kept))
 
 
 # Layers that do no more with a weight than `weight @ x` and `weight[i]`.

@@ -8,13 +8,13 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Bool, PyTree
 
-from .._export import AbstractLayout, BCOOLinear, BCSRLayout, SparseLayer
+from .._export import AbstractLayout, BCOOLinear, SparseLayer
 from .._model import nbytes
 from .._sites import join, path_of
 from .table import aligned, in_percent, in_units
 
 Row = dict[str, Any]
-Exported = tuple[str, AbstractLayout | BCOOLinear, tuple[int, ...]]  # path, what stores the weight, its shape
+Exported = tuple[str, AbstractLayout, tuple[int, ...]]  # path, what stores the weight, its shape
 
 
 def exported_weights(model: PyTree) -> list[Exported]:
@@ -57,10 +57,9 @@ def account_table(rows: Sequence[Row], total: Row) -> str:
     return aligned(head, body, foot)
 
 
-def corner_of(layout: AbstractLayout | BCOOLinear, length: int) -> Bool[np.ndarray, "rows columns"]:
+def corner_of(layout: AbstractLayout, length: int) -> Bool[np.ndarray, "rows columns"]:
     """The first rows and columns of where the first matrix of a stack stores weights."""
-    mask = _stored(layout)
-    return mask.reshape(-1, *mask.shape[-2:])[0, :length, :length]
+    return _slices(layout)[0, :length, :length]
 
 
 _BYTES = ("bytes_dense", "bytes_exported", "bytes_minimum")
@@ -70,47 +69,35 @@ def _weights(tree: Any, path: str) -> Iterator[Exported]:
     is_exported = lambda x: isinstance(x, SparseLayer | BCOOLinear)
     for keys, node in jtu.tree_flatten_with_path(tree, is_leaf=is_exported)[0]:
         place = ".".join(filter(None, [path, path_of(keys)]))
-        if isinstance(node, BCOOLinear):
-            yield join(place, "weight"), node, (*node.values.shape[:-1], *node.shape)
-        elif isinstance(node, SparseLayer):
+        if isinstance(node, SparseLayer | BCOOLinear):
             yield from _weights(node.layer, place)
+        if isinstance(node, SparseLayer):
             for name, layout in node.weights.items():
                 yield join(place, name), layout, (*layout.stack, *node.form(name).core)
 
 
-def _row(path: str, layout: AbstractLayout | BCOOLinear, shape: tuple[int, ...]) -> Row:
-    stored = _stored(layout)
-    slices = stored.reshape(-1, stored.shape[-2] * stored.shape[-1])
-    kept = [int(count) for count in np.count_nonzero(slices, axis=1)]
+def _row(path: str, layout: AbstractLayout, shape: tuple[int, ...]) -> Row:
+    kept = [int(count) for count in np.count_nonzero(_slices(layout), axis=(1, 2))]
     size, itemsize = math.prod(shape), layout.values.dtype.itemsize
-    minimum = sum(count * itemsize + math.ceil(_mask_bits(slices.shape[1], count) / 8) for count in kept)
+    minimum = sum(count * itemsize + math.ceil(_mask_bits(math.prod(layout.shape), count) / 8) for count in kept)
     return {
         "path": path,
         "shape": shape,
-        "layout": "bcsr" if isinstance(layout, BCOOLinear) else layout.name,
+        "layout": layout.name,
         "reason": getattr(layout, "reason", ""),
         "size": size,
         "kept": sum(kept),
         "sparsity": _sparsity(sum(kept), size),
         "bytes_dense": size * itemsize,
-        "bytes_exported": _stored_bytes(layout),
+        "bytes_exported": layout.nbytes,
         "bytes_minimum": minimum,
-        "of_minimum": _ratio(_stored_bytes(layout), minimum),
+        "of_minimum": _ratio(layout.nbytes, minimum),
     }
 
 
-def _stored(layout: AbstractLayout | BCOOLinear) -> Bool[np.ndarray, "*stack out_size in_size"]:
-    if isinstance(layout, AbstractLayout):
-        return layout.mask()
-    return BCSRLayout(layout.values, layout.shape, layout.columns, layout.row_pointers, widest=0).mask()
-
-
-def _stored_bytes(layout: AbstractLayout | BCOOLinear) -> int:
-    return (
-        nbytes([layout.values, layout.columns, layout.row_pointers])
-        if isinstance(layout, BCOOLinear)
-        else nbytes(layout)
-    )
+def _slices(layout: AbstractLayout) -> Bool[np.ndarray, "slices out_size in_size"]:
+    """Where each matrix of the stack stores weights."""
+    return layout.mask().reshape(math.prod(layout.stack), *layout.shape)  # a -1 would not do without weights
 
 
 def _mask_bits(size: int, kept: int) -> float:

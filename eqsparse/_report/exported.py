@@ -5,15 +5,14 @@ from typing import Any, Literal, TypeAlias
 
 import equinox as eqx
 import jax
-import numpy as np
 from jaxtyping import PyTree
 
+from .._export import BCSRLayout
 from .._layers import AbstractMasked, MaskedLinear
 from .._sites import join, map_layers, Site
 
 Form: TypeAlias = Literal["dense", "masked", "bcoo"]
 
-_INDEX_BYTES = np.dtype(np.int32).itemsize
 _NORMS = (eqx.nn.WeightNorm, eqx.nn.SpectralNorm)
 _WRAPPERS = (eqx.nn.Shared, *_NORMS)
 
@@ -32,11 +31,12 @@ def export_forms(model: PyTree) -> dict[str, Form]:
 def exported_bytes(site: Site, kept: list[int], form: Form, dense: int, masked: int) -> int:
     """Bytes of a weight that keeps so many in each slice of its stack.
 
-    For BCOO: the values, a column for each, and where each row starts; every slice is as large as the fullest.
+    For BCOO every slice is as large as the fullest.
     """
     if form == "bcoo":
-        entry = site.weight.dtype.itemsize + _INDEX_BYTES
-        return site.slices * (max(kept, default=0) * entry + (site.core[0] + 1) * _INDEX_BYTES)
+        out_size, in_size = site.core
+        shape, itemsize = (out_size, in_size), site.weight.dtype.itemsize
+        return site.slices * BCSRLayout.bytes_of_slice(max(kept, default=0), shape, itemsize)
     return masked if form == "masked" else dense
 
 

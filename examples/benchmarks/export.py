@@ -1,23 +1,28 @@
 """Exported layers and models: bytes, and time side by side with dense ones and JAX's own `BCOO @ x` under `vmap`.
 
-    python examples/benchmarks/export.py [--quick] [--parts P ...] [--rounds N] [--seconds S]
+    python examples/benchmarks/export.py [--quick] [--parts P ...] [--shapes S ...] [--sparsities S ...]
+                                         [--models M ...] [--rounds N] [--seconds S]
 
 Products first: each contestant is a layer that is called under `jax.vmap` and compiled, its arrays arguments; they take
 turns, and a figure is the median [quartiles]. `auto` by bytes and by latency are what `eqsparse.export` chooses. Then
-two models, pruned by magnitude to 90% and exported.
+two models, pruned by magnitude to 90% and exported. On a slow machine run it in pieces: a part, a shape, a model at a
+time.
 """
 
 import argparse
+import tempfile
+from pathlib import Path
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from harness import interleave, machine, print_table, ratio, spread
+from jax.experimental import sparse
 
 import eqsparse
 
-SHAPES = [(1024, 1024), (3072, 768), (4096, 4096)]
+SHAPES = {"1024x1024": (1024, 1024), "3072x768": (3072, 768), "4096x4096": (4096, 4096)}
 SPARSITIES = [0.5, 0.8, 0.9, 0.95, 0.98]
 BATCHES = [1, 16, 128]
 LAYOUTS = {
@@ -37,9 +42,14 @@ def main():
     parser.add_argument("--seconds", type=float, default=2.0, help="about the most that the turns of one row may take")
     parser.add_argument("--quick", action="store_true", help="one shape and two sparsities")
     parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES, metavar="OUTxIN")
+    parser.add_argument("--sparsities", nargs="+", type=float, default=SPARSITIES, metavar="S")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     args = parser.parse_args()
     print(machine(), "\n")
-    shapes, sparsities = (SHAPES[1:2], [0.9, 0.95]) if args.quick else (SHAPES, SPARSITIES)
+    shapes, sparsities = [SHAPES[name] for name in args.shapes], args.sparsities
+    if args.quick:
+        shapes, sparsities = [SHAPES["3072x768"]], [0.9, 0.95]
     if "bytes" in args.parts:
         print_bytes(shapes, sparsities)
     for shape in shapes if "times" in args.parts else []:
@@ -74,7 +84,8 @@ def print_times(shape, sparsities, args):
     rows = []
     for sparsity in sparsities:
         masked = random_layer(shape, sparsity)
-        rows += [[f"{sparsity:.0%}", str(batch), *times(masked, batch, LAYOUTS, args)] for batch in BATCHES]
+        layers = contestants(masked, LAYOUTS)
+        rows += [[f"{sparsity:.0%}", str(batch), *times(masked, layers, batch, args)] for batch in BATCHES]
     print_table(["sparsity", "batch", "dense", "auto (latency)", "auto (bytes)", *LAYOUTS], rows)
     print("\nDense, auto by latency, and what one writes without a library, at 90% and batch 128\n")
     print_table(["dense", "auto (latency)", "vmap of BCOO @ x"], [against_naive(random_layer(shape, 0.9), args)])
@@ -89,33 +100,40 @@ def print_structured(args):
             mask = structure.mask(scores, sparsity)
             masked = eqsparse.MaskedLinear(768, 3072, mask=mask, key=jax.random.key(0))
             account = eqsparse.report(eqsparse.export([masked])).rows[0]
+            layers = contestants(masked, [name])
             for batch in BATCHES:
-                cells = times(masked, batch, [name], args)
+                cells = times(masked, layers, batch, args)
                 size = f"{account['bytes_exported'] / account['bytes_dense']:.3f} {account['layout']}"
                 rows.append([f"{name} {sparsity:.0%}", str(batch), size, *cells])
     print_table(["mask", "batch", "bytes / dense", "dense", "auto (latency)", "auto (bytes)", "own layout"], rows)
 
 
-def times(masked, batch, names, args):
-    """One row of cells: dense, both kinds of auto, each layout."""
-    contestants = {
+def contestants(masked, names):
+    """The layer dense, in each layout, and as `auto` by latency (for a batch that `times` knows) and bytes has it."""
+    return {
         "dense": masked.materialise(),
-        "latency": eqsparse.export([masked], objective="latency", batch=batch)[0],
+        "latency": None,
         "bytes": eqsparse.export([masked])[0],
         **{name: eqsparse.export([masked], {"*": name})[0] for name in names},
     }
-    seconds = race(contestants, batch, args)
+
+
+def times(masked, layers, batch, args):
+    """One row of cells: dense, both kinds of auto, each layout."""
+    layers = layers | {"latency": eqsparse.export([masked], objective="latency", batch=batch)[0]}
+    seconds = race(layers, batch, args)
     cells = [spread(seconds["dense"])]
-    for name in list(contestants)[1:]:
-        what = f" {contestants[name].weights['weight'].name}" if name in ("latency", "bytes") else ""
+    for name in list(layers)[1:]:
+        what = f" {layers[name].weights['weight'].name}" if name in ("latency", "bytes") else ""
         cells.append(f"{np.median(seconds[name]) * 1e3:.2f} {1 / ratio(seconds[name], seconds['dense']):.2f}×{what}")
     return cells
 
 
 def against_naive(masked, args):
     fastest = eqsparse.export([masked], objective="latency", batch=128)[0]
-    contestants = {"dense": masked.materialise(), "latency": fastest, "naive": Naive(eqsparse.to_bcoo(masked))}
-    seconds = race(contestants, 128, args)
+    bcoo = eqsparse.to_bcoo(masked)
+    layers = {"dense": masked.materialise(), "latency": fastest, "naive": Naive(bcoo.weight, bcoo.bias)}
+    seconds = race(layers, 128, args)
     gain = ratio(seconds["naive"], seconds["latency"])
     return [
         spread(seconds["dense"]),
@@ -144,10 +162,11 @@ def timed(runs, args):
 class Naive(eqx.Module):
     """What one writes without a library."""
 
-    layer: eqsparse.BCOOLinear
+    weight: sparse.BCOO
+    bias: jax.Array
 
     def __call__(self, x):
-        return self.layer.weight @ x + self.layer.bias
+        return self.weight @ x + self.bias
 
 
 def compiled(model, x):
@@ -239,7 +258,8 @@ class CNN(eqx.Module):
 def print_models(args):
     print("\nModels on scikit-learn's digits, pruned to 90% by magnitude while they train, batch 128\n")
     rows = []
-    for name, make, rate in (("ViT", ViT, 3e-4), ("CNN", CNN, 1e-3)):
+    for name in args.models:
+        make, rate = MODELS[name]
         masked, images, labels = trained(make(jax.random.key(0)), rate)
         models = {
             "dense": eqsparse.materialise(masked),
@@ -253,9 +273,9 @@ def print_models(args):
             right = accuracy(model, images, labels)
             peaks = [f"{peak_bytes(model, images[:size]) / 1e6:.2f}" for size in (1, 128)]
             speed = f"{1 / ratio(seconds[kind], seconds['dense']):.2f}×"
-            bytes_ = f"{eqsparse.nbytes(model) / 1e6:.2f}"
-            rows.append([name, kind, bytes_, *peaks, spread(seconds[kind]), speed, f"{right:.1%}"])
-    print_table(["model", "", "MB", "peak MB, 1", "peak MB, 128", "batch of 128", "", "accuracy"], rows)
+            sizes = [f"{size / 1e6:.2f}" for size in (eqsparse.nbytes(model), file_bytes(model))]
+            rows.append([name, kind, *sizes, *peaks, spread(seconds[kind]), speed, f"{right:.1%}"])
+    print_table(["model", "", "MB", "file MB", "peak MB, 1", "peak MB, 128", "batch of 128", "", "accuracy"], rows)
 
 
 def trained(model, rate, steps=300):
@@ -286,7 +306,15 @@ def trained(model, rate, steps=300):
 
 
 def accuracy(model, images, labels):
-    return float((eqx.filter_jit(jax.vmap(model))(images).argmax(1) == labels).mean())
+    run = eqx.filter_jit(lambda model, images: jax.vmap(model)(images))
+    return float((run(model, images).argmax(1) == labels).mean())
+
+
+def file_bytes(model):
+    """What `save` writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        eqsparse.save(Path(folder) / "model.eqs", model)
+        return (Path(folder) / "model.eqs").stat().st_size
 
 
 def peak_bytes(model, images):
@@ -296,6 +324,8 @@ def peak_bytes(model, images):
     used = run.lower(arrays, images).compile().memory_analysis()
     return used.argument_size_in_bytes + used.temp_size_in_bytes + used.output_size_in_bytes
 
+
+MODELS = {"ViT": (ViT, 3e-4), "CNN": (CNN, 1e-3)}
 
 if __name__ == "__main__":
     main()

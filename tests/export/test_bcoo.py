@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from jax.experimental import sparse
 
-import eqsparse._export.csr as csr
-from eqsparse._export import BCOOLinear, to_bcoo
+from eqsparse._export import BCOOLinear, BCSRLayout, SparseLayer, to_bcoo
 from eqsparse._kernels import operations_of_jax, spmm
 from eqsparse._layers import Masked, MaskedConv2d, MaskedEmbedding, MaskedLinear
 from eqsparse._model import nbytes, sparsify
@@ -68,13 +67,29 @@ def test_weight_is_sorted_unique_bcoo_of_the_mask(getkey, packed):
     np.testing.assert_array_equal(to_bcoo(masked).to_dense(), weight.astype(np.float32))
 
 
+def test_the_layer_is_a_sparse_layer_that_reads_through(getkey):
+    masked, weight, _ = make(getkey())
+    exported = to_bcoo(masked)
+    assert type(exported.layer) is SparseLayer and type(exported.layer.weight) is BCSRLayout
+    assert (exported.in_features, exported.out_features, exported.use_bias, exported.shape) == (
+        IN,
+        OUT,
+        True,
+        (OUT, IN),
+    )
+    assert exported.bias is exported.layer.layer.bias
+    np.testing.assert_array_equal(exported.materialise().weight, weight.astype(np.float32))
+    with pytest.raises(AttributeError, match="'Linear' object has no attribute 'kernel'"):
+        exported.kernel  # noqa: B018
+
+
 def test_kept_zeros_stay_and_masked_values_go(getkey):
     masked, _, mask = make(getkey())
     weight = np.full((OUT, IN), np.nan, np.float32)
     weight[mask] = 0
     exported = to_bcoo(eqx.tree_at(lambda m: m.layer.weight, masked, jnp.asarray(weight)))
     assert exported.weight.nse == mask.sum()
-    np.testing.assert_array_equal(exported.values, np.zeros(mask.sum()))
+    np.testing.assert_array_equal(exported.layer.weight.values, np.zeros(mask.sum()))
     close(exported(jnp.ones(IN)), np.asarray(masked.layer.bias))
 
 
@@ -86,7 +101,7 @@ def test_nothing_kept_and_all_kept(getkey, density):
     assert exported.weight.nse == density * IN * OUT
     close(jax.vmap(exported)(x), reference(weight, masked, x))
     close(jax.grad(lambda x: jax.vmap(exported)(x).sum())(x), np.ones((4, OUT)) @ weight)
-    got = eqx.filter_grad(lambda layer: jax.vmap(layer)(x).sum())(exported).values
+    got = eqx.filter_grad(lambda layer: jax.vmap(layer)(x).sum())(exported).layer.weight.values
     close(got, np.broadcast_to(np.asarray(x).sum(0), (OUT, IN)).ravel()[: exported.weight.nse])
 
 
@@ -116,7 +131,7 @@ def test_layers_without_weights(getkey, in_features, out_features):
 def test_equals_masked_layer(getkey, dtype, use_bias, batch):
     masked, weight, _ = make(getkey(), dtype=dtype, use_bias=use_bias)
     exported = to_bcoo(masked)
-    assert exported.values.dtype == dtype
+    assert exported.layer.weight.values.dtype == dtype
     x = jax.random.normal(getkey(), (*batch, IN), dtype)
     expected = on_batch(masked, x)
     for y in (on_batch(exported, x), eqx.filter_jit(on_batch)(exported, x)):
@@ -204,9 +219,9 @@ def check_gradients(getkey, in_features, out_features, dtype, batch, jit):
     dy = np.cos(reference(weight, masked, x)).reshape(-1, out_features)
     flat = np.asarray(x, np.float64).reshape(-1, in_features)
     tolerance = 3 * TOLERANCE[dtype]
-    assert got_x.dtype == got.values.dtype == dtype
+    assert got_x.dtype == got.layer.weight.values.dtype == dtype
     close(got_x.reshape(-1, in_features), dy @ weight, tolerance)
-    close(got.values, (dy.T @ flat)[mask], tolerance)
+    close(got.layer.weight.values, (dy.T @ flat)[mask], tolerance)
     close(got.bias, dy.sum(0), tolerance)
 
 
@@ -214,10 +229,12 @@ def test_gradient_of_values_by_finite_differences(getkey):
     with jax.enable_x64(True):
         exported = to_bcoo(make(getkey(), dtype=jnp.float64)[0])
         x = jax.random.normal(getkey(), (4, IN), jnp.float64)
-        loss = lambda v: jnp.sum(jax.vmap(eqx.tree_at(lambda m: m.values, exported, v))(x) ** 3)
-        got, step = jax.grad(loss)(exported.values), 1e-5
+        loss = lambda v: jnp.sum(jax.vmap(eqx.tree_at(lambda m: m.layer.weight.values, exported, v))(x) ** 3)
+        got, step = jax.grad(loss)(exported.layer.weight.values), 1e-5
         for i, place in enumerate(np.eye(got.size) * step):
-            slope = (loss(exported.values + place) - loss(exported.values - place)) / (2 * step)
+            slope = (loss(exported.layer.weight.values + place) - loss(exported.layer.weight.values - place)) / (
+                2 * step
+            )
             np.testing.assert_allclose(got[i], slope, rtol=1e-6, atol=1e-6)
 
 
@@ -227,7 +244,7 @@ def test_gradients_per_example_and_of_second_order(getkey):
     x = jax.random.normal(getkey(), (3, IN))
     loss = lambda arrays, x: jnp.sum(jnp.sin(eqx.combine(arrays, rest)(x)))
     y = reference(weight, masked, x)
-    each = jax.vmap(jax.grad(loss), (None, 0))(arrays, x).values
+    each = jax.vmap(jax.grad(loss), (None, 0))(arrays, x).layer.weight.values
     close(each, np.einsum("bo,bi->boi", np.cos(y), np.asarray(x))[:, mask])
     close(jax.hessian(loss, 1)(arrays, x[0]), weight.T @ (-np.sin(y[0])[:, None] * weight))
     tangent = jax.random.normal(getkey(), (IN,))
@@ -246,7 +263,7 @@ def test_gradients_in_shard_map(getkey):
     got, got_x = jax.jit(jax.grad(lambda *args: jnp.sum(jnp.sin(run(*args))), (0, 1)))(arrays, x)
     dy = np.cos(reference(weight, masked, x))
     close(got_x, dy @ weight)
-    close(got.values, (dy.T @ np.asarray(x))[mask])
+    close(got.layer.weight.values, (dy.T @ np.asarray(x))[mask])
 
 
 # Stacks and ensembles.
@@ -269,7 +286,7 @@ def test_stack_under_scan(getkey):
     arrays, rest = eqx.partition(exported, eqx.is_array)
 
     def run(values, x):
-        layers = eqx.tree_at(lambda m: m.values, arrays, values)
+        layers = eqx.tree_at(lambda m: m.layer.weight.values, arrays, values)
         return jax.lax.scan(lambda x, layer: (jax.vmap(eqx.combine(layer, rest))(x), None), x, layers)[0]
 
     def run_dense(weight, x):
@@ -277,8 +294,8 @@ def test_stack_under_scan(getkey):
         step = lambda x, layer: (x @ layer[0].T + jnp.expand_dims(layer[1], 0), None)
         return jax.lax.scan(step, x, (weight, bias))[0]
 
-    close(run(exported.values, x), run_dense(jnp.asarray(weight), x))
-    got, got_x = jax.jit(jax.grad(lambda *a: run(*a).sum(), (0, 1)))(exported.values, x)
+    close(run(exported.layer.weight.values, x), run_dense(jnp.asarray(weight), x))
+    got, got_x = jax.jit(jax.grad(lambda *a: run(*a).sum(), (0, 1)))(exported.layer.weight.values, x)
     dense, dense_x = jax.grad(lambda *a: run_dense(*a).sum(), (0, 1))(jnp.asarray(weight), x)
     close(got_x, np.asarray(dense_x))
     for i, kept in enumerate(mask):
@@ -305,7 +322,7 @@ def test_ensemble_under_filter_vmap(getkey, in_axis, order):
     expected = np.broadcast_to(x, (3, 4, IN)) @ np.swapaxes(weight, 1, 2) + np.asarray(masked.layer.bias)[:, None]
     used = 1 if order == "members only" else 4
     close(eqx.filter_jit(run)(exported, jnp.asarray(x)), expected[:, :used])
-    got = eqx.filter_grad(lambda layer: jnp.sum(jnp.sin(run(layer, jnp.asarray(x)))))(exported).values
+    got = eqx.filter_grad(lambda layer: jnp.sum(jnp.sin(run(layer, jnp.asarray(x)))))(exported).layer.weight.values
     dense = np.einsum("eno,eni->eoi", np.cos(expected)[:, :used], np.broadcast_to(x, (3, 4, IN))[:, :used])
     for i, kept in enumerate(mask):
         close(got[i, : kept.sum()], dense[i][kept])
@@ -321,7 +338,7 @@ def test_whole_model(getkey):
     exported, x = to_bcoo(model), jax.random.normal(getkey(), (4, IN))
     assert all(isinstance(layer, BCOOLinear) for layer in exported.layers)
     close(eqx.filter_jit(lambda model, x: jax.vmap(model)(x))(exported, x), np.asarray(jax.vmap(model)(x)))
-    assert nbytes(exported.layers[1]) == mask.sum() * 8 + 17 * 4 + 16 * 4
+    assert nbytes(exported.layers[1]) == mask.sum() * 6 + 17 * 4 + 16 * 4
 
 
 def test_other_masked_layers_become_plain(getkey):
@@ -415,7 +432,9 @@ def test_weights_are_arguments_not_constants(getkey):
 
     run, arrays = as_arguments(exported)
     assert largest_constant(jax.jit(run).lower(arrays, x)) <= 1
-    assert largest_constant(jax.jit(lambda x: run(arrays, x)).lower(x)) >= exported.values.size  # the check sees them
+    assert (
+        largest_constant(jax.jit(lambda x: run(arrays, x)).lower(x)) >= exported.layer.weight.values.size
+    )  # the check sees them
     lowered = eqx.filter_jit(lambda layer, x: jax.vmap(layer)(x)).lower(exported, x).lowered
     assert largest_constant(lowered) <= 1
 
@@ -432,13 +451,13 @@ def test_plain_model_raises(getkey):
 
 def test_traced_model_raises(getkey):
     model = [make(getkey())[0]]
-    with pytest.raises(ValueError, match=r"must be called outside `jax.jit`.*`0\.weight`"):
+    with pytest.raises(ValueError, match=r"`to_bcoo\(model=...\)` must .*be called outside `jax.jit`"):
         eqx.filter_jit(to_bcoo)(model)
 
 
 def test_too_many_for_int32_raises(getkey, monkeypatch):
     masked, _, mask = make(getkey())
-    monkeypatch.setattr(csr, "_LARGEST_INT32", int(mask.sum()) - 1)
+    monkeypatch.setattr(BCSRLayout, "bytes_of", lambda *args: None)
     with pytest.raises(ValueError, match=rf"int32.*Got {mask.sum()} .*`0\.weight`"):
         to_bcoo([masked])
 
@@ -458,5 +477,11 @@ def test_spmm_takes_batches_of_any_rank(getkey):
     exported = to_bcoo(masked)
     for batch in [(), (0,), (2,), (2, 3)]:
         x = jax.random.normal(getkey(), (*batch, IN))
-        y = spmm(exported.values, exported.columns, exported.row_pointers, x, (OUT, IN))
+        y = spmm(
+            exported.layer.weight.values,
+            exported.layer.weight.columns,
+            exported.layer.weight.row_pointers,
+            x,
+            (OUT, IN),
+        )
         close(y, np.asarray(x) @ weight.T)

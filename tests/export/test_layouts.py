@@ -65,6 +65,13 @@ def test_products_on_either_side_and_rows(name, dtype):
     np.testing.assert_array_equal(np.asarray(look_up(layout, rows), np.float64), weight[[0, 5, -1, -1, -1, 0]])
 
 
+def test_products_with_arrays_of_numpy():
+    layout, weight, _ = make("bcsr")
+    x, y = np.ones((IN, 3), np.float32), np.ones(OUT, np.float32)
+    close(layout @ x, weight @ x)
+    close(y @ layout, y @ weight)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
 def test_gradients_under_nested_vmap(name, dtype):
@@ -95,6 +102,20 @@ def test_stack_under_scan_and_ensemble_under_vmap(name):
     close(jax.jit(lambda layout: jax.lax.scan(run, x, layout)[0])(layout), expected, 1e-4)
     members = eqx.filter_jit(lambda layout: jax.vmap(lambda one: jax.vmap(lambda x: one @ x)(x))(layout))(layout)
     close(members, np.asarray(x, np.float64) @ weight.swapaxes(1, 2))
+
+
+@pytest.mark.parametrize("name, by_rows", [("bcoo", 0), ("bcsr", 0), ("fixed_fanin", 1)])
+@pytest.mark.parametrize("stack", [(), (2, 3)])
+def test_reads_as_a_bcoo_whole_or_by_rows(name, by_rows, stack):
+    layout, weight, _ = make(name, shape=(*stack, OUT, IN))
+    bcoo = layout.bcoo
+    assert bcoo.n_batch == len(stack) + by_rows and bcoo.n_sparse == 2 - by_rows and bcoo.shape == weight.shape
+    assert bcoo.indices.dtype == jnp.int32 and bcoo.indices_sorted and bcoo.unique_indices
+    np.testing.assert_array_equal(bcoo.todense(), weight.astype(np.float32))
+    if by_rows:  # nothing but values and columns, each row as long as the fullest
+        assert layout.values.size + layout.columns.size == bcoo.data.size + bcoo.indices.size
+    if not stack:
+        close(bcoo @ jnp.ones(IN), weight.sum(1))
 
 
 @pytest.mark.parametrize("name", NAMES)

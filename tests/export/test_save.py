@@ -1,11 +1,16 @@
 """`save` and `load`: what comes back is what went in, or an error that says where it is not."""
 
 import functools
+import hashlib
 import json
+import os
 import re
 import stat
 import struct as binary
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -15,7 +20,8 @@ import optax
 import pytest
 
 import eqsparse
-from eqsparse._export._file import container, rebuild
+from eqsparse._export._file import container
+from eqsparse._export._layout import LAYOUTS
 
 KEY = jax.random.key(0)
 RAISES = functools.partial(pytest.raises, ValueError)
@@ -185,6 +191,16 @@ def test_models_of_all_kinds_with_state(path, prune):
     roundtrip(path, make(), struct(make()))
 
 
+def test_arrays_return_to_the_devices_of_like(path):
+    """On 8 virtual devices."""
+    script = Path(__file__).parent / "sharded_script.py"
+    python_path = os.pathsep.join([str(script.parents[2]), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-W", "error", str(script), str(path)]
+    environment = os.environ | {"PYTHONPATH": python_path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
 # Exported models, whose sizes nobody knows but the file.
 
 
@@ -204,7 +220,7 @@ def test_exported_ensembles_and_scalars(path):
     ensemble = eqx.filter_vmap(make)(jax.random.split(KEY, 3))
     exported = eqsparse.to_bcoo(pruned(ensemble))
     roundtrip(path, [exported, jnp.ones(2)], [ensemble, jnp.zeros(2)])
-    with RAISES(match=r"at `0.layers.0`"):
+    with RAISES(match=r"at `0.layers.0.weight`"):
         eqsparse.load(path, [make(KEY), jnp.zeros(2)])
 
 
@@ -230,15 +246,14 @@ def test_loaded_can_be_donated_and_trained(path):
 
 
 def test_every_sparse_layer_can_be_loaded():
-    """Whoever adds a layer or layout to the room lists it in `STANDS_FOR` (one that holds a layer of the user's is
-    `SparseLayer`)."""
+    """Whoever adds a layout to the room lists it in `LAYOUTS`; `fit` knows the two layers that hold them."""
     found, todo = set(), [eqx.Module]
     while todo:
         cls = todo.pop()
         todo.extend(cls.__subclasses__())
         if cls.__module__.startswith("eqsparse._export") and not cls.__name__.startswith(("Abstract", "_")):
             found.add(cls)
-    assert {cls.__name__ for cls in found} == {cls.__name__ for cls in rebuild.STANDS_FOR} | {"SparseLayer"}
+    assert {cls.__name__ for cls in found} == {cls.__name__ for cls in LAYOUTS.values()} | {"SparseLayer", "BCOOLinear"}
 
 
 LAYERS = {
@@ -284,8 +299,8 @@ def test_only_eqsparse_classes_are_made(path):
 
 def test_sparse_layer_with_a_function_in_it_is_not_saved(path):
     exported = eqsparse.to_bcoo(pruned())
-    with RAISES(match=r"`save\(tree=...\)`.*sparse layers. Got function at `layers.1.bias`"):
-        eqsparse.save(path, eqx.tree_at(lambda m: m.layers[1].bias, exported, lambda x: x))
+    with RAISES(match=r"`save\(tree=...\)`.*sparse layers. Got function at `layers.1.layer.weights.weight.values`"):
+        eqsparse.save(path, eqx.tree_at(lambda m: m.layers[1].layer.weight.values, exported, lambda x: x))
     assert not path.exists()
 
 
@@ -307,13 +322,13 @@ MISFITS = {
         "10 at `last`, where the file holds 9",
     ),
     "plain for exported": (mlp(), lambda: eqsparse.to_bcoo(pruned()), "eqsparse.BCOOLinear at `layers.0`, where the file holds Linear"),
-    "exported shape": (eqsparse.to_bcoo(pruned()), lambda: mlp(7), "Linear of float32[7, 3] at `layers.0`, where the file holds eqsparse.BCOOLinear of float32[6, 3]"),
-    "exported dtype": (eqsparse.to_bcoo(pruned()), lambda: mlp(dtype=jnp.float16), "Linear of float16[6, 3] at `layers.0`"),
+    "exported shape": (eqsparse.to_bcoo(pruned()), lambda: mlp(7), "float32[7, 3] at `layers.0.weight`, where the file holds float32[6, 3]"),
+    "exported dtype": (eqsparse.to_bcoo(pruned()), lambda: mlp(dtype=jnp.float16), "float16[6, 3] at `layers.0.weight`, where the file holds float32[6, 3]"),
     "exported bias": (eqsparse.to_bcoo(pruned()), lambda: mlp(use_bias=False), "None at `layers.0.bias`, where the file holds float32[6]"),
     "exported other layer": (
         [eqsparse.to_bcoo(pruned()).layers[0]],
         lambda: [eqx.nn.Conv1d(3, 6, 1, use_bias=False, key=KEY)],
-        "Conv1d at `0`, where the file holds eqsparse.BCOOLinear",
+        "float32[6, 3, 1] at `0.weight`, where the file holds float32[6, 3]",
     ),
     "exported for other array": ([eqsparse.to_bcoo(pruned()).layers[0]], lambda: [jnp.ones((6, 3))], "float32[6, 3] at `0`"),
     "padding": (
@@ -446,10 +461,111 @@ def test_a_later_format_is_told(path, small):
 def test_an_unknown_field_of_a_sparse_layer_is_told(path):
     eqsparse.save(path, eqsparse.to_bcoo(pruned()))
     header = header_of(path)
-    header["tree"]["children"][0][1]["children"][0][1]["static"]["order"] = 2
+    linear = header["tree"]["children"][0][1]["children"][0][1]
+    layer = linear["children"][0][1]
+    layout = dict(layer["children"])["weights"]["children"][0][1]
+    for record, name in ((linear, "BCOOLinear"), (layer, "SparseLayer"), (layout, "BCSRLayout")):
+        record["static"]["order"] = 2
+        rewrite(path, header)
+        with RAISES(match=rf"this version of eqsparse knows. Got {name} with other fields \['order'\] at `layers.0"):
+            eqsparse.load(path, mlp())
+        del record["static"]["order"]
+
+
+# Headers that somebody has made by hand: their checksums are right.
+
+
+def forged(header):
+    """The header with each of its parts left out, and replaced by things of other kinds, in turn."""
+    junk = [None, -1, 2**70, "?", [[]], {}, {"other": "x"}]
+
+    def spoil(node):
+        keys = list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
+        for key in keys:
+            whole = node[key]
+            for bad in junk:
+                node[key] = bad
+                yield
+            node[key] = whole
+            yield from spoil(whole)
+            if isinstance(node, dict):
+                rest = dict(node)
+                del node[key]
+                yield
+                node.clear()
+                node.update(rest)
+            else:
+                del node[key]
+                yield
+                node.insert(key, whole)
+
+    yield from spoil(header)
+
+
+def sparse_linear():
+    return eqsparse.MaskedLinear(8, 4, mask=np.eye(4, 8, dtype=bool), key=KEY)
+
+
+FORGED = {
+    "training": lambda: ({"m": sparse_linear(), "state": (jnp.float32(0.5), [1.5, True, KEY])}, None),
+    "exported": lambda: (eqsparse.to_bcoo(sparse_linear()), eqx.nn.Linear(8, 4, key=KEY)),
+}
+
+
+def load_or_be_told(path, header, like):
+    """Whether an error was raised, which must be one of ours."""
     rewrite(path, header)
-    with RAISES(match=r"this version of eqsparse knows. Got .*BCOOLinear with other fields \['order'\] at `layers.0`"):
-        eqsparse.load(path, mlp())
+    try:
+        eqsparse.load(path, like)
+    except ValueError as error:
+        assert re.match(r"`load\((path|like)=...\)` must ", str(error)), error
+        return True
+    return False
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_forged_headers_load_or_are_told(path, name):
+    tree, like = FORGED[name]()
+    eqsparse.save(path, tree)
+    header = header_of(path)
+    whole = json.dumps(header)
+    told = [load_or_be_told(path, header, tree if like is None else like) for _ in forged(header)]
+    assert json.dumps(header) == whole and np.mean(told) > 0.9  # the rest, say the version, has no meaning
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_forged_layouts_load_or_are_told(path, name):
+    mask = np.kron(np.eye(2, 4, dtype=bool) | np.eye(2, 4, 2, dtype=bool), np.ones((2, 2), bool))
+    like = np.ones((4, 8), np.float32)
+    eqsparse.save(path, LAYOUTS[name].from_dense(like, mask))
+    header = header_of(path)
+    told = [load_or_be_told(path, header, like) for _ in forged(header["tree"]["static"])]
+    assert np.mean(told) > 0.5
+
+
+def test_forged_headers_name_the_place_and_the_file(path, small):
+    tree, _ = small
+    header = header_of(path)
+    del header["tree"]["children"][1][1]["children"][0][1]["dtype"]
+    rewrite(path, header)
+    with RAISES(match=rf"a header that `save` does not write: no 'dtype' in `1.a`: {path}"):
+        eqsparse.load(path, tree)
+    for text in (b"", b"{", b"\xff", b"[" * 100_000, b'{"a":' * 5000, b"1" * 5000, b"[]", b"null"):
+        data = binary.pack("<8sQ32s", container.MAGIC, len(text), hashlib.sha256(text).digest()) + text
+        path.write_bytes(data)
+        with RAISES(match=rf"a header that .*: {path}"):
+            eqsparse.load(path, tree)
+
+
+def test_random_bytes(path, small):
+    tree, data = small
+    rng = np.random.default_rng(0)
+    for i in range(300):
+        start, length = rng.integers(0, len(data), 2)
+        noise = rng.bytes(int(length) + 1)
+        path.write_bytes([data[:start] + noise, data[:start] + noise + data[start + len(noise) :], noise][i % 3])
+        with RAISES(match=r"`load\(path=...\)` must be "):
+            eqsparse.load(path, tree)
 
 
 # Writing: the old file or the new one.

@@ -80,5 +80,14 @@ def test_models_of_to_bcoo_too():
     mask = np.random.default_rng(0).random((8, 16)) < 0.3
     model = eqsparse.to_bcoo([eqsparse.MaskedLinear(16, 8, mask=mask, key=jax.random.key(0))])
     found = report(model)
-    assert found.rows[0]["kept"] == mask.sum() and found.rows[0]["bytes_exported"] == mask.sum() * 8 + 9 * 4
+    assert found.rows[0]["kept"] == mask.sum() and found.rows[0]["bytes_exported"] == mask.sum() * 6 + 9 * 4
     assert found.total["model_bytes_exported"] == nbytes(model)
+
+
+def test_layers_without_weights():
+    sizes = [(0, 5), (5, 0)]
+    found = report(export([eqsparse.MaskedLinear(i, o, key=jax.random.key(0)) for i, o in sizes]))
+    assert [(row["shape"], row["kept"], row["bytes_exported"]) for row in found.rows] == [
+        ((5, 0), 0, 0),
+        ((0, 5), 0, 0),
+    ]

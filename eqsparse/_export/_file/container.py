@@ -17,12 +17,15 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
+
+from .outline import Record
+from .schema import check, Malformed
 
 MAGIC = b"\x89EQS\r\n\x1a\n"
 FORMAT = 1
@@ -30,15 +33,8 @@ _PRELUDE = struct.Struct("<8sQ32s")
 _ALIGN = 64
 _PIECE = 2**24  # bytes hashed and written at a time
 
-Header = dict[str, Any]
 
-
-def entry(path: str, dtype: np.dtype, shape: Iterable[int]) -> Header:
-    """The header's line on an array, its place and checksum not known yet."""
-    return {"path": path, "dtype": dtype.name, "shape": list(shape), "offset": 0, "sha256": "0" * 64}
-
-
-def write(file: BinaryIO, header: Header, read: Callable[[int], np.ndarray]) -> None:
+def write(file: BinaryIO, header: Record, read: Callable[[int], np.ndarray]) -> None:
     """Writes header and arrays; `read(i)` gives the i-th, so that only one at a time is on the host."""
     offset = 0
     for one in header["arrays"]:
@@ -51,7 +47,7 @@ def write(file: BinaryIO, header: Header, read: Callable[[int], np.ndarray]) -> 
     file.write(_encode(header))  # as long as before: checksums have a fixed length
 
 
-def read_header(file: BinaryIO, path: Path) -> Header:
+def read_header(file: BinaryIO, path: Path) -> Record:
     """The header, once it is sure that all of the file is there."""
     size = os.fstat(file.fileno()).st_size
     prelude = file.read(_PRELUDE.size)
@@ -65,20 +61,37 @@ def read_header(file: BinaryIO, path: Path) -> Header:
     text = file.read(length)
     if hashlib.sha256(text).digest() != checksum:
         raise _damaged(path, "is corrupted: its header does not match its checksum")
-    header = json.loads(text)
-    if header["format"] != FORMAT:
-        raise ValueError(
-            f"`load(path=...)` must be a file of format {FORMAT}. Got format {header['format']}, written by eqsparse "
-            f"{header['eqsparse']}: {path}."
-        )
-    expected = _PRELUDE.size + length + sum(_aligned(_nbytes(one)) for one in header["arrays"])
+    header = _parsed(text, path)
+    expected = _PRELUDE.size + length
+    for i, one in enumerate(header["arrays"]):
+        if one["offset"] != expected - _PRELUDE.size - length:
+            raise _damaged(path, f"has a header that `save` does not write: offset {one['offset']} of array {i}")
+        expected += _aligned(_nbytes(one))
     if size != expected:
         what = "is truncated" if size < expected else "is corrupted"
         raise _damaged(path, f"{what}: it has {size} bytes where its header says {expected}")
     return header
 
 
-def read_array(file: BinaryIO, path: Path, header: Header, i: int) -> np.ndarray:
+def _parsed(text: bytes, path: Path) -> Record:
+    """The header, once it is sure that it is one."""
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"has a header that is no JSON ({error})") from None
+    try:
+        if isinstance(header, dict) and header.get("format", FORMAT) != FORMAT:
+            raise ValueError(
+                f"`load(path=...)` must be a file of format {FORMAT}. Got format {header['format']}, written by "
+                f"eqsparse {header.get('eqsparse')}: {path}."
+            )
+        check(header)
+    except (Malformed, RecursionError) as error:
+        raise _damaged(path, f"has a header that `save` does not write: {error}") from None
+    return header
+
+
+def read_array(file: BinaryIO, path: Path, header: Record, i: int) -> np.ndarray:
     """The i-th array, once it is sure that it is the one that was written. The file stands after the header."""
     one = header["arrays"][i]
     array = np.empty(one["shape"], _dtype(one))
@@ -105,7 +118,7 @@ def _write_array(file: BinaryIO, array: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _encode(header: Header) -> bytes:
+def _encode(header: Record) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(_PRELUDE.size + len(text)) % _ALIGN)
     return _PRELUDE.pack(MAGIC, len(text), hashlib.sha256(text).digest()) + text
@@ -120,11 +133,11 @@ def _bytes_of(array: np.ndarray) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def _dtype(one: Header) -> np.dtype:
+def _dtype(one: Record) -> np.dtype:
     return jnp.dtype(one["dtype"])  # JAX's: NumPy alone does not know bfloat16
 
 
-def _nbytes(one: Header) -> int:
+def _nbytes(one: Record) -> int:
     return math.prod(one["shape"]) * _dtype(one).itemsize
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax.sharding import AbstractMesh, NamedSharding
 from jaxtyping import PyTree
 
 from ..._pruner import AbstractPruner
@@ -61,7 +62,8 @@ def load(path: str | os.PathLike[str], like: _Tree) -> _Tree:
         of those they stand for. A pruner in `like` must be the one that was saved: its numbers are compared.
 
     **Returns:** `like` with the arrays and numbers of the file. NumPy arrays where `like` has them, JAX arrays
-    elsewhere; functions and static fields are those of `like`.
+    elsewhere, on the devices and in the shards of `like` where it says so (an array that was put somewhere, or a
+    `jax.ShapeDtypeStruct` with a sharding). Functions and static fields are those of `like`.
 
     **Raises:** `ValueError` if the file is another kind, truncated or corrupted, or `like` does not fit; the
     message names the first place where it does not.
@@ -114,8 +116,23 @@ def _as_like(stored: Stored, array: np.ndarray) -> Any:
             f"`load(path=...)` must hold arrays that JAX can, too: set `jax_enable_x64`, or have NumPy arrays in "
             f"`like`. Got {array.dtype}."
         )
-    loaded = jnp.array(array)  # a buffer of its own, so that it can be donated
-    return jax.random.wrap_key_data(loaded, impl=stored.record["key"]) if "key" in stored.record else loaded
+    place = _place_of(stored.like)
+    if "key" in stored.record:
+        keys = jax.random.wrap_key_data(jnp.array(array), impl=stored.record["key"])
+        return keys if place is None else jax.device_put(keys, place)
+    if place is None:
+        return jnp.array(array)  # a buffer of its own, so that it can be donated
+    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
+
+
+def _place_of(like: Any) -> jax.sharding.Sharding | None:
+    """Where `like` says that its array goes; `None` if it says nothing."""
+    place = getattr(like, "sharding", None)
+    if isinstance(like, jax.Array) and not like.committed:
+        return None
+    # On no device, as `eqx.filter_eval_shape` makes them under a mesh of explicit axes.
+    is_abstract = isinstance(place, NamedSharding) and isinstance(place.mesh, AbstractMesh)
+    return None if is_abstract else place
 
 
 def _version() -> str:

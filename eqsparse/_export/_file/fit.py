@@ -1,19 +1,21 @@
 """What a file holds, laid over the `like` of `load`; or where the two first differ."""
 
 import dataclasses
+import operator
 from itertools import zip_longest
 from typing import Any, NoReturn
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..._layers import AbstractMasked
 from ..._sites import join, replace_fields
+from .._layout import AbstractLayout
+from ..linear import BCOOLinear
 from ..sparse import Form, SparseLayer
 from .outline import from_plain, is_array, name_of, number_from, one_level, Record, record_of, static_fields
-from .rebuild import is_rebuilt, make, rebuild, STANDS_FOR
+from .rebuild import is_rebuilt, make, rebuild
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +41,12 @@ class Stored:
 def fit(record: Record, like: Any, path: str = "") -> Any:
     """`like` with the file's numbers, sparse layers, and places of its arrays (`Stored`) in it."""
     if is_rebuilt(record):
-        return _sparse(record, like, path)
-    if record.get("node") == f"eqsparse.{SparseLayer.__name__}":
+        return _layout(record, like, path)
+    if record.get("node") == "eqsparse.SparseLayer":
         return _sparse_layer(record, like, path)
+    if record.get("node") == "eqsparse.BCOOLinear":
+        parts = _parts(record, BCOOLinear, path)
+        return make(BCOOLinear, {"layer": fit(parts["layer"], _held(like), path)}, path)
     children, unflatten = one_level(like)
     if children is None or "node" not in record:
         return _leaf(record, like, path)
@@ -106,80 +111,73 @@ def _compare_static(there: Record, here: Record, path: str) -> None:
             differ(join(path, name), _value(there[name]), _value(here[name]))
 
 
+def _held(like: Any) -> Any:
+    return like.layer if isinstance(like, BCOOLinear) else like
+
+
 def _sparse_layer(record: Record, like: Any, path: str) -> Any:
     """The layer that `like` is or holds, with the file's layouts in the place of its weights."""
-    layer = like.layer if isinstance(like, SparseLayer | AbstractMasked) else like
-    parts = dict(record["children"])
-    names = [name for name, _ in parts["weights"]["children"]]
-    if not all(hasattr(layer, name) for name in names):
+    layer = _held(like)
+    layer = layer.layer if isinstance(layer, SparseLayer | AbstractMasked) else layer
+    parts = _parts(record, SparseLayer, path)
+    found = dict(parts["weights"].get("children", ()))
+    if not all(hasattr(layer, name) for name in found):
         differ(path, _shown_record(record), shown(like))
-    weights = {n: _rebuilt(there, join(path, f"weights.{n}")) for n, there in parts["weights"]["children"]}
-    forms = tuple((name, Form(*form)) for name, form in from_plain(record["static"]["forms"]))
+    weights = {name: _rebuilt(there, join(path, f"weights.{name}")) for name, there in found.items()}
+    forms = _forms(parts["forms"], weights, path)
     for name, form in forms:
         there, here = weights[name], getattr(layer, name)
         shape = (*there.stack, *form.core)
         if is_array(here) and (shape, there.dtype) != (tuple(here.shape), here.dtype):
             differ(join(path, name), f"{jnp.dtype(there.dtype).name}{list(shape)}", shown(here))
-    held = fit(parts["layer"], replace_fields(layer, dict.fromkeys(names)), join(path, "layer"))
+    held = fit(parts["layer"], replace_fields(layer, dict.fromkeys(weights)), path)
     return make(SparseLayer, {"layer": held, "weights": weights, "forms": forms}, path)
+
+
+def _parts(record: Record, cls: type, path: str) -> dict[str, Any]:
+    """The fields of one of eqsparse's classes, children as records, static ones as they are in the header."""
+    parts = dict(record["children"]) | record["static"]
+    fields = {field.name for field in dataclasses.fields(cls)}
+    if set(parts) != fields:
+        _unknown(f"{cls.__name__} with other fields {sorted(set(parts) ^ fields)} at `{path}`")
+    return parts
+
+
+def _forms(data: Any, weights: dict[str, Any], path: str) -> tuple[tuple[str, Form], ...]:
+    """How each layout is its layer's weight, once it is sure that it can be."""
+    try:
+        forms = tuple((name, Form(tuple(map(operator.index, core)), axis)) for name, (core, axis) in from_plain(data))
+        fits = all(form.matrix == weights[name].shape and form.axis in range(len(form.core)) for name, form in forms)
+    except (TypeError, ValueError, KeyError, AttributeError):
+        fits, forms = False, ()
+    if not fits or len(forms) != len(weights):
+        _unknown(f"SparseLayer with `forms` {_value(data)} at `{path}`")
+    return forms
 
 
 def _rebuilt(record: Record, path: str) -> Any:
     try:
         return rebuild(record, Stored, path)
     except ValueError as error:
-        raise ValueError(
-            f"`load(path=...)` must be a file whose sparse layers this version of eqsparse knows. Got {error}."
-        ) from None
+        _unknown(str(error))
 
 
-def _sparse(record: Record, like: Any, path: str) -> Any:
-    """The sparse layer or weight that the file holds, once it is sure that it may stand in the place of `like`."""
+def _unknown(what: str) -> NoReturn:
+    raise ValueError(f"`load(path=...)` must be a file whose sparse layers this version of eqsparse knows. Got {what}.")
+
+
+def _layout(record: Record, like: Any, path: str) -> Any:
+    """A layout that stands alone, once it is sure that it may take the place of `like`."""
     built = _rebuilt(record, path)
-    _compare_sparse(record, built, like, path)
+    there, here = _matrix(built), _matrix(like) if isinstance(like, AbstractLayout) else like
+    if not is_array(here) or (there.shape, there.dtype) != (here.shape, here.dtype):
+        differ(path, f"{_shown_record(record)} of {shown(there)}", shown(here))
     return built
 
 
-def _compare_sparse(record: Record, built: Any, layer: Any, path: str) -> None:
-    replaced = STANDS_FOR[type(built)]
-    fits = is_array(layer) if replaced is None else isinstance(layer, replaced)
-    if not (fits or type(layer) is type(built)):
-        differ(path, _shown_record(record), shown(layer))
-    there, here = _dense(built), _dense(layer)
-    if there is not None and here is not None and (there.shape, there.dtype) != (here.shape, here.dtype):
-        differ(path, f"{_shown_record(record)} of {shown(there)}", f"{shown(layer)} of {shown(here)}")
-    if replaced is not None:
-        _compare_fields(record, built, layer, path)
-
-
-def _compare_fields(record: Record, built: Any, layer: Any, path: str) -> None:
-    """Of the fields that both have; how many weights are kept is the file's to say."""
-    children, _ = one_level(layer)
-    fields = dict(children or ())
-    for name, there in record["children"]:
-        if is_rebuilt(there) and name in fields:
-            _compare_sparse(there, getattr(built, name), fields[name], join(path, name))
-        elif name in fields and type(layer) is not type(built):
-            fit(there, fields[name], join(path, name))
-    _compare_static(record["static"], static_fields(layer, children or []), path)
-
-
-def _dense(layer: Any) -> Any:
-    """Shape and dtype of the weight, if it is known which that is."""
-    if is_array(layer):
-        return layer
-    if hasattr(layer, "to_dense"):
-        return eqx.filter_eval_shape(lambda x: x.to_dense(), jax.tree.map(_struct, layer, is_leaf=_is_stored))
-    weight = getattr(layer, "weight", None)
-    return weight if is_array(weight) else None
-
-
-def _is_stored(x: Any) -> bool:
-    return isinstance(x, Stored)
-
-
-def _struct(x: Any) -> Any:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype) if _is_stored(x) else x
+def _matrix(layout: AbstractLayout) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of the stack of matrices that it stores."""
+    return jax.ShapeDtypeStruct((*layout.stack, *layout.shape), layout.dtype)
 
 
 def _value(data: Any) -> str:

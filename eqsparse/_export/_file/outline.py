@@ -5,7 +5,7 @@ a function: not stored, it comes from the `like` of `load`.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -16,15 +16,14 @@ from jaxtyping import PyTree
 
 from ..._check import known
 from ..._sites import join, path_of
-from .container import entry, Header
 
 Record = dict[str, Any]
 _NUMBERS = {kind.__name__: kind for kind in (bool, int, float, complex)}
 
 
-def outline(tree: PyTree) -> tuple[Record, list[Header], list[Any]]:
+def outline(tree: PyTree) -> tuple[Record, list[Record], list[Any]]:
     """The record of a tree, and its arrays: what the header says of each, and these themselves."""
-    entries: list[Header] = []
+    entries: list[Record] = []
     arrays: list[Any] = []
 
     def visit(path: str, node: Any) -> Record:
@@ -41,6 +40,11 @@ def outline(tree: PyTree) -> tuple[Record, list[Header], list[Any]]:
         return record
 
     return visit("", tree), entries, arrays
+
+
+def entry(path: str, dtype: np.dtype, shape: Iterable[int]) -> Record:
+    """The header's line on an array, its place and checksum not known yet."""
+    return {"path": path, "dtype": dtype.name, "shape": list(shape), "offset": 0, "sha256": "0" * 64}
 
 
 def record_of(thing: Any) -> Record:

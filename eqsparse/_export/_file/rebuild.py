@@ -1,42 +1,21 @@
-"""Sparse layers from the file alone, as the sizes of their arrays are those of the masks they were made from."""
+"""Layouts from the file alone, as the sizes of their arrays are those of the masks they were made from."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
+from beartype.door import is_bearable
 
 from ..._sites import join
-from .._layout import (
-    BCOOLayout,
-    BCSRLayout,
-    BitmaskLayout,
-    BlockLayout,
-    DeltaLayout,
-    DenseLayout,
-    FixedFanInLayout,
-    NMLayout,
-)
-from ..linear import BCOOLinear
+from .._layout import LAYOUTS
 from .outline import from_plain, number_from, Record
 
-STANDS_FOR: dict[type[eqx.Module], type | None] = {
-    BCOOLinear: eqx.nn.Linear,
-    BCOOLayout: None,
-    BCSRLayout: None,
-    BitmaskLayout: None,
-    BlockLayout: None,
-    DeltaLayout: None,
-    DenseLayout: None,
-    FixedFanInLayout: None,
-    NMLayout: None,
-}
-"""The classes that are made from a file, and the layer each takes the place of (`None`: it is part of one).
+_BY_NAME = {f"eqsparse.{layout.__name__}": layout for layout in LAYOUTS.values()}
+"""The classes that are made from a file alone. No other class is ever made from what a file says."""
 
-No other class is ever made from what a file says.
-"""
-
-_BY_NAME = {f"eqsparse.{cls.__name__}": cls for cls in STANDS_FOR}
 _CONTAINERS = ("NoneType", "dict", "list", "tuple")
 
 
@@ -66,20 +45,37 @@ def rebuild(record: Record, array: Callable[[Record], Any], path: str) -> Any:
         return None if kind == "NoneType" else (list if kind == "list" else tuple)(children.values())
     if not is_rebuilt(record):
         raise ValueError(f"{kind} at `{path}`")
-    return make(_BY_NAME[kind], children | _static(record, path), path)
+    return _matrix(make(_BY_NAME[kind], children | _static(record, path), path), path)
+
+
+def _matrix(layout: Any, path: str) -> Any:
+    """The layout, once it is sure that its arrays and its shape go together."""
+    as_struct = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    try:
+        dense = jax.eval_shape(lambda one: one.to_dense(), jax.tree.map(as_struct, layout))
+        fits = dense.shape == (*layout.stack, *layout.shape) and min(dense.shape) >= 0
+    except Exception:  # of any kind, from the depths of a layout
+        fits = False
+    if not fits:
+        raise ValueError(f"{type(layout).__name__} that is no matrix at `{path}`")
+    return layout
 
 
 def check_stored(record: Record, path: str = "") -> None:
     """Raises if a sparse layer holds something that `rebuild` could not make."""
     if is_rebuilt(record):
         try:
-            rebuild(record, lambda array: None, path)
+            rebuild(record, _struct, path)
         except ValueError as error:
             raise ValueError(
                 f"`save(tree=...)` must have nothing but arrays and plain data in its sparse layers. Got {error}."
             ) from None
     for name, child in record.get("children", ()):
         check_stored(child, join(path, name))
+
+
+def _struct(record: Record) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(record["shape"], jnp.dtype(record["dtype"]))
 
 
 def _static(record: Record, path: str) -> dict[str, Any]:
@@ -94,9 +90,13 @@ def _static(record: Record, path: str) -> dict[str, Any]:
 
 def make(cls: type[eqx.Module], values: dict[str, Any], path: str) -> eqx.Module:
     """An instance with these fields, as when a PyTree is put together: no `__init__` runs."""
-    fields = {field.name for field in dataclasses.fields(cls)}
-    if fields != set(values):
-        raise ValueError(f"{cls.__name__} with other fields {sorted(fields ^ set(values))} at `{path}`")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    if set(fields) != set(values):
+        raise ValueError(f"{cls.__name__} with other fields {sorted(set(fields) ^ set(values))} at `{path}`")
+    for name, value in values.items():
+        kind: Any = fields[name].type
+        if fields[name].metadata.get("static") and not is_bearable(value, kind):
+            raise ValueError(f"{cls.__name__} with `{name}` {value!r} at `{path}`")
     module = object.__new__(cls)
     for name, value in values.items():
         object.__setattr__(module, name, value)

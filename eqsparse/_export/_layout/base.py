@@ -30,8 +30,9 @@ class AbstractLayout(eqx.Module):
     shape: eqx.AbstractVar[tuple[int, int]]
 
     name: ClassVar[str]
-    rule: ClassVar[str] = "any mask"
+    rule: ClassVar[str] = "of fewer than 2**31 rows, columns and kept weights"
     value_rank: ClassVar[int] = 1
+    __array_ufunc__: ClassVar[None] = None  # so that NumPy leaves `array @ layout` to the layout
 
     @classmethod
     def from_dense(

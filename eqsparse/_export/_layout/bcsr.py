@@ -53,8 +53,12 @@ class BCSRLayout(AbstractLayout):
         most = int(counts(kept).max(initial=0))
         if max(most, *kept.shape[1:]) >= 2**31:
             return None
-        column = np.dtype(_column_type(kept.shape[2])).itemsize
-        return len(kept) * (most * (itemsize + column) + (kept.shape[1] + 1) * 4)
+        return len(kept) * cls.bytes_of_slice(most, (kept.shape[1], kept.shape[2]), itemsize)
+
+    @staticmethod
+    def bytes_of_slice(most: int, shape: tuple[int, int], itemsize: int) -> int:
+        """Bytes of each slice of a stack, the fullest of which keeps `most`."""
+        return most * (itemsize + np.dtype(_column_type(shape[1])).itemsize) + (shape[0] + 1) * 4
 
     @property
     def bcsr(self) -> sparse.BCSR:
@@ -62,6 +66,16 @@ class BCSRLayout(AbstractLayout):
         parts = (self.values, self.columns.astype(jnp.int32), self.row_pointers)
         shape = (*self.stack, *self.shape)
         return sparse.BCSR(parts, shape=shape, indices_sorted=True, unique_indices=True)
+
+    @property
+    def bcoo(self) -> sparse.BCOO:
+        """As a `jax.experimental.sparse.BCOO` with int32 indices; a stack's axes are its batch axes."""
+        rows = lambda pointers: row_indices(pointers, self.values.shape[-1])
+        for _ in self.stack:
+            rows = jax.vmap(rows)
+        indices = jnp.stack([rows(self.row_pointers), self.columns.astype(jnp.int32)], axis=-1)
+        shape = (*self.stack, *self.shape)
+        return sparse.BCOO((self.values, indices), shape=shape, indices_sorted=True, unique_indices=True)
 
     def rows(self, start: Int32[Array, ""], count: int) -> Inexact[Array, "count in_size"]:
         return csr_rows(self.values, self.columns, self.row_pointers, start, count, self.shape, self.widest)

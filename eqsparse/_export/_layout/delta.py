@@ -1,6 +1,6 @@
 """Distances from one entry to the next, in few bits."""
 
-from typing import final
+from typing import final, get_args, Literal, TypeAlias
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -12,7 +12,8 @@ from .base import AbstractLayout
 from .bcsr import BCSRLayout, pointers_of
 from .host import padded, Slices
 
-_WIDTHS = range(2, 9)
+Width: TypeAlias = Literal[2, 3, 4, 5, 6, 7, 8]
+_WIDTHS = get_args(Width)
 
 
 @final
@@ -30,7 +31,7 @@ class DeltaLayout(AbstractLayout):
     values: Inexact[Array, "*stack steps"]
     shape: tuple[int, int] = eqx.field(static=True)
     codes: UInt8[Array, "*stack packed"]
-    width: int = eqx.field(static=True)  # bits for a distance
+    width: Width = eqx.field(static=True)  # bits for a distance
     widest: int = eqx.field(static=True)  # steps in the fullest row
 
     name = "delta"
@@ -108,7 +109,7 @@ def _size(steps: int, width: int, itemsize: int) -> int:
     return steps * itemsize + -(-steps // 8) * width
 
 
-def _best_width(gaps: list[np.ndarray], itemsize: int) -> int:
+def _best_width(gaps: list[np.ndarray], itemsize: int) -> Width:
     return min(_WIDTHS, key=lambda width: _size(_steps(gaps, width), width, itemsize))
 
 

