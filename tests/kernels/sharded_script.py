@@ -25,6 +25,7 @@ def main():
     rng = np.random.default_rng(0)
     weight = np.where(rng.random((OUT, IN)) < 0.3, rng.standard_normal((OUT, IN)), 0).astype(np.float32)
     layout = eqsparse.BCSRLayout.from_dense(weight, weight != 0)
+    blocks = eqsparse.BlockLayout.from_dense(jnp.ones((OUT, IN)), jnp.tile(jnp.arange(IN) < 8, (OUT, 1)))
     x, y = (jnp.asarray(rng.standard_normal((BATCH, size)), jnp.float32) for size in (IN, OUT))
 
     def gradients(values, x, y):
@@ -44,12 +45,11 @@ def main():
                 assert text.count("custom_call @eqsparse_csr") == 3, name
                 for found, wanted in zip(jax.jit(run)(layout.values, *shards), expected, strict=True):
                     np.testing.assert_allclose(found, wanted, atol=1e-4, err_msg=name)
-            check_pallas(mesh, shards)
+            check_pallas(blocks, mesh, shards)
 
 
-def check_pallas(mesh, shards):
+def check_pallas(layout, mesh, shards):
     """In `shard_map` the kernels compile for a GPU; JAX cannot interpret them there."""
-    layout = eqsparse.BlockLayout.from_dense(jnp.ones((OUT, IN)), jnp.arange(IN) < jnp.full((OUT, 1), 8))
 
     def gradients(values, x, y):
         out, pull_back = jax.vjp(lambda values, x: dataclasses.replace(layout, values=values).product(x), values, x)
