@@ -1,9 +1,11 @@
-"""The kernels that eqsparse brings for CPUs: C++, compiled on first use.
+"""The kernels that eqsparse brings: in C++ for CPUs, compiled on first use; in Pallas for NVIDIA GPUs, if asked for.
 
 ```python
 eqsparse.kernels.build()  # now, say when an image is made; otherwise the first product does
-eqsparse.kernels.available()  # whether products run on them
+eqsparse.kernels.available()  # whether products on the CPU run on them
+with eqsparse.kernels.use_pallas():  # products of `BlockLayout` on a GPU run on those in Pallas
+    ...
 ```
 """
 
-from ._kernels import available as available, build as build, Built as Built
+from ._kernels import available as available, build as build, Built as Built, use_pallas as use_pallas

@@ -1,6 +1,7 @@
 """Products of sparse and dense, behind one interface."""
 
 from ._native import available as available, build as build, Built as Built, fingerprint as fingerprint
+from ._pallas import use_pallas as use_pallas
 from .bits import pack as pack, unpack as unpack, unpack_on_host as unpack_on_host
 from .blocks import block_product as block_product
 from .csr import row_indices as row_indices

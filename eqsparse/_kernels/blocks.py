@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Integer
 
-from ._native import calls
+from . import _native, _pallas
 from .linear import SparseProduct
 
 _CHUNK = 2**19  # numbers gathered at a time
@@ -47,4 +47,5 @@ def _wide(indices: Array) -> Array:
     return indices.astype(jnp.int32)
 
 
-block_product = SparseProduct("eqsparse_block", _product, native=calls("eqsparse_block", fewest=2))
+_faster = (_pallas.calls(), _native.calls("eqsparse_block", fewest=2))
+block_product = SparseProduct("eqsparse_block", _product, faster=_faster)

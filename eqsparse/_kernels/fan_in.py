@@ -75,7 +75,7 @@ def _sampled(columns: Array, y: Array, x: Array, *, shape: tuple[int, int], stor
 
 # Gathered and summed by XLA a product is as fast as by a kernel that has to sort entries by rows first.
 _native = calls("eqsparse_fan_in", fewest=2)._replace(product=None)
-fan_in_product = SparseProduct("eqsparse_fan_in", _product, _transposed, _sampled, _native)
+fan_in_product = SparseProduct("eqsparse_fan_in", _product, _transposed, _sampled, [_native])
 
 
 def _rows(x: Array) -> Array:

@@ -3,8 +3,8 @@
 A `SparseProduct` is made from one function, the product of a whole matrix stored in some way with a batch. It becomes
 three primitives, each linear in its values and in its dense array, and closed under transposition: the product, the
 product with the transpose, and the product sampled where the matrix stores entries. So they can be differentiated in
-forward and reverse mode, to any order. Kernels of our own plug in here: where a product is lowered for CPUs, they take
-the place of the three functions.
+forward and reverse mode, to any order. Kernels of our own plug in here: where a product is lowered for what they
+serve, they take the place of the three functions.
 
 They are primitives, and not a `jax.custom_vjp` around a `jax.custom_batching.custom_vmap`, because of the gradient
 of the values: `vmap` of a `custom_vjp` takes one gradient for each example and sums these nnz × batch numbers
@@ -23,7 +23,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Inexact
 
-from ._native import Calls, serves
+from .faster import Faster
 from .plain import shipped
 
 
@@ -41,7 +41,7 @@ class SparseProduct:
         product: Callable,
         transposed: Callable | None = None,
         sampled: Callable | None = None,
-        native: Calls | None = None,
+        faster: Sequence[Faster] = (),
     ):
         """**Arguments:**
 
@@ -52,14 +52,13 @@ class SparseProduct:
             by JAX.
         - `sampled`: `(*indices, y, x, *, shape, stored, **static)` gives the gradient of the values (of shape
             `stored`) if `y` is that of the product. By default the other transpose of `product`.
-        - `native`: The same three in eqsparse's own kernels for CPUs.
+        - `faster`: The same three in eqsparse's own kernels, for some platforms; the first that serve are taken.
         """
-        native = native or Calls(None, None, None, 0)
         transposed, sampled = transposed or _transposed_of(product), sampled or _sampled_of(product)
-        make = functools.partial(_primitive, fewest=native.fewest)
-        self.forward = make(name, product, native.product, _shape_of_product)
-        self.transposed = make(f"{name}_transposed", transposed, native.transposed, _shape_of_transposed_product)
-        self.sampled = make(f"{name}_sampled", sampled, native.sampled, _shape_of_samples)
+        pick = lambda field: [(getattr(kernels, field), kernels.serves) for kernels in faster]
+        self.forward = _primitive(name, product, pick("product"), _shape_of_product)
+        self.transposed = _primitive(f"{name}_transposed", transposed, pick("transposed"), _shape_of_transposed_product)
+        self.sampled = _primitive(f"{name}_sampled", sampled, pick("sampled"), _shape_of_samples)
         batching.primitive_batchers[self.forward] = _batch_by(_collect, self.forward)
         batching.primitive_batchers[self.transposed] = _batch_by(_collect, self.transposed)
         batching.primitive_batchers[self.sampled] = _batch_by(_loop, self.sampled)
@@ -128,7 +127,7 @@ def _sampled_of(product: Callable) -> Callable:
     return sampled
 
 
-def _primitive(name: str, function: Callable, native: Callable | None, abstract: Callable, fewest: int) -> Primitive:
+def _primitive(name: str, function: Callable, faster: Sequence[tuple], abstract: Callable) -> Primitive:
     primitive = Primitive(name)
 
     def compute(*args: Array, **static: Any) -> Array:
@@ -141,12 +140,13 @@ def _primitive(name: str, function: Callable, native: Callable | None, abstract:
     primitive.def_impl(lambda *args, **static: compiled(tuple(sorted(static.items())))(*args))
     primitive.def_abstract_eval(abstract)
     lower = mlir.lower_fun(compute, multiple_results=False)
-    lower_native = lower if native is None else mlir.lower_fun(native, multiple_results=False)
+    lower_faster = [(mlir.lower_fun(f, multiple_results=False), serves) for f, serves in faster if f is not None]
 
     def lower_by_platform(ctx: mlir.LoweringRuleContext, *args: Any, **static: Any) -> Any:
-        for_cpu = tuple(ctx.platforms or ctx.module_context.platforms) == ("cpu",)
-        is_native = native is not None and for_cpu and not shipped() and serves(fewest, *ctx.avals_in)
-        return (lower_native if is_native else lower)(ctx, *args, **static)
+        platforms = tuple(ctx.platforms or ctx.module_context.platforms)
+        kernels = [] if shipped() else lower_faster
+        chosen = next((rule for rule, serves in kernels if serves(platforms, *ctx.avals_in)), lower)
+        return chosen(ctx, *args, **static)
 
     mlir.register_lowering(primitive, lower_by_platform)
     return primitive

@@ -13,7 +13,7 @@ def _sampled(*args: Array, stored: tuple[int, ...], **static: Any) -> Array:
     return sampled_product(*args, **static)
 
 
-_CSR = SparseProduct("eqsparse_csr", product, transposed_product, _sampled, calls("eqsparse_csr"))
+_CSR = SparseProduct("eqsparse_csr", product, transposed_product, _sampled, [calls("eqsparse_csr")])
 
 
 def spmm(

@@ -69,7 +69,7 @@ def _bitmask_product(values: Array, bits: Array, x: Array, *, shape: tuple[int, 
     return multiply_by_tiles(rows, x, shape)
 
 
-bitmask_product = SparseProduct("eqsparse_bitmask", _bitmask_product, native=calls("eqsparse_bitmask"))
+bitmask_product = SparseProduct("eqsparse_bitmask", _bitmask_product, faster=[calls("eqsparse_bitmask")])
 
 
 # n values of each run of m, and their places in it.
@@ -104,4 +104,4 @@ def _nm_product(values: Array, places: Array, x: Array, *, shape: tuple[int, int
     return multiply_by_tiles(lambda start, count: nm_rows(values, places, start, count, n, m, shape[1]), x, shape)
 
 
-nm_product = SparseProduct("eqsparse_nm", _nm_product, native=calls("eqsparse_nm", "n", "m"))
+nm_product = SparseProduct("eqsparse_nm", _nm_product, faster=[calls("eqsparse_nm", "n", "m")])

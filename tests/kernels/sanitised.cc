@@ -6,6 +6,7 @@
 #include <memory>
 #include <random>
 
+#include "layouts.h"
 #include "products.cc"
 
 using namespace eqsparse;
@@ -27,7 +28,7 @@ class Threads final : public Machine {
   }
 
   int64_t threads() const override { return count_; }
-  void schedule(std::function<void()> task) const override { threads_.emplace_back(std::move(task)); }
+  void schedule(Task task) const override { threads_.emplace_back(std::move(task)); }
 
  private:
   int64_t count_;
@@ -62,9 +63,24 @@ struct Dims {
   std::exit(1);
 }
 
+template <class T>
+Numbers numbers_of(const Exact<T>& array) {
+  return {array.data.get(), !std::is_same_v<T, float>};
+}
+
+template <class T>
+Numbers nothing() {
+  return {nullptr, !std::is_same_v<T, float>};
+}
+
+template <class C>
+Indices indices_of(const Exact<C>& array) {
+  return {array.data.get(), sizeof(C)};
+}
+
 // `places[k]`: row × in + column of the k-th value, or -1 for padding.
-template <class T, class C>
-void check(const char* what, const Source<C>& with_values, const Source<C>& places_only, const T* values,
+template <class T>
+void check(const char* what, const Source& with_values, const Source& places_only, const T* values,
            const std::vector<int64_t>& places, Dims dims, int64_t batch, int64_t threads) {
   const bool is_half = !std::is_same_v<T, float>;
   const double tolerance = is_half ? 0.02 : 2e-5;
@@ -147,10 +163,11 @@ void check_unstructured(Dims dims, int64_t batch, int64_t threads) {
     }
   auto fan_in_values = numbers<T>(fan_in * dims.out);
   Exact<C> fan_in_columns(columns_by_entries);
-  const T* const none = nullptr;
-  check<T, C>("fan-in", FanIn<T, C, C>(fan_in_values.data.get(), fan_in_columns.data.get(), fan_in, dims.out, dims.in),
-        FanIn<T, C, C>(none, fan_in_columns.data.get(), fan_in, dims.out, dims.in), fan_in_values.data.get(),
-        places_by_entries, dims, batch, threads);
+  auto make_fan_in = [&](Numbers values) {
+    return FanIn(values, indices_of(fan_in_columns), fan_in, dims.out, dims.in);
+  };
+  check<T>("fan-in", make_fan_in(numbers_of(fan_in_values)), make_fan_in(nothing<T>()), fan_in_values.data.get(),
+           places_by_entries, dims, batch, threads);
 
   for (int64_t i = below(3); i > 0; --i) {  // padding
     columns.push_back(C(dims.in));
@@ -163,16 +180,18 @@ void check_unstructured(Dims dims, int64_t batch, int64_t threads) {
   const Exact<int32_t> exact_pointers(pointers);
   const Exact<uint8_t> exact_bits(bits);
   const int64_t stored = values.size;
-  check<T, C>("CSR", Csr<T, C>(values.data.get(), exact_columns.data.get(), exact_pointers.data.get(), dims.out,
-                               dims.in, stored),
-        Csr<T, C>(none, exact_columns.data.get(), exact_pointers.data.get(), dims.out, dims.in, stored),
-        values.data.get(), places, dims, batch, threads);
-  check<T, C>("bit mask", Bitmask<T, C>(values.data.get(), exact_bits.data.get(), bytes, dims.out, dims.in, stored),
-        Bitmask<T, C>(none, exact_bits.data.get(), bytes, dims.out, dims.in, stored), values.data.get(), places, dims,
-        batch, threads);
+  auto make_csr = [&](Numbers values) {
+    return Csr(values, {exact_columns.data.get(), sizeof(C) == 4}, exact_pointers.data.get(), dims.out, dims.in, stored);
+  };
+  check<T>("CSR", make_csr(numbers_of(values)), make_csr(nothing<T>()), values.data.get(), places, dims, batch, threads);
+  auto make_bitmask = [&](Numbers values) {
+    return Bitmask(values, exact_bits.data.get(), bytes, dims.out, dims.in, stored);
+  };
+  check<T>("bit mask", make_bitmask(numbers_of(values)), make_bitmask(nothing<T>()), values.data.get(), places, dims,
+           batch, threads);
 }
 
-template <class T, class C>
+template <class T>
 void check_nm(int64_t out, int64_t runs, int64_t batch, int64_t threads) {
   const int64_t m = 2 + below(15), n = 1 + below(m - 1);
   const Dims dims{out, runs * m};
@@ -192,12 +211,11 @@ void check_nm(int64_t out, int64_t runs, int64_t batch, int64_t threads) {
           ++k;
         }
   auto values = numbers<T>(int64_t(places.size()));
-  const T* const none = nullptr;
-  check<T, C>("N:M", Nm<T, C>(values.data.get(), bits.data.get(), bytes, n, m, out, dims.in),
-        Nm<T, C>(none, bits.data.get(), bytes, n, m, out, dims.in), values.data.get(), places, dims, batch, threads);
+  auto make = [&](Numbers values) { return Nm(values, bits.data.get(), bytes, n, m, out, dims.in); };
+  check<T>("N:M", make(numbers_of(values)), make(nothing<T>()), values.data.get(), places, dims, batch, threads);
 }
 
-template <class T, class C>
+template <class T>
 void check_blocks(Dims dims, int64_t batch, int64_t threads) {
   const int64_t height = 1 + below(5), width = 1 + below(9);
   const int64_t down = (dims.out + height - 1) / height, across = (dims.in + width - 1) / width;
@@ -220,19 +238,18 @@ void check_blocks(Dims dims, int64_t batch, int64_t threads) {
   auto values = numbers<T>(int64_t(places.size()));
   const Exact<uint16_t> exact_rows(rows);
   const Exact<uint8_t> exact_columns(columns);
-  const Indices at_rows{exact_rows.data.get(), 2}, at_columns{exact_columns.data.get(), 1};
-  const int64_t blocks = exact_rows.size;
-  const T* const none = nullptr;
-  check<T, C>("blocks", Blocks<T, C>(values.data.get(), at_rows, at_columns, blocks, height, width, dims.out, dims.in),
-        Blocks<T, C>(none, at_rows, at_columns, blocks, height, width, dims.out, dims.in), values.data.get(), places,
-        dims, batch, threads);
+  auto make = [&](Numbers values) {
+    return Blocks(values, indices_of(exact_rows), indices_of(exact_columns), exact_rows.size, height, width, dims.out,
+                  dims.in);
+  };
+  check<T>("blocks", make(numbers_of(values)), make(nothing<T>()), values.data.get(), places, dims, batch, threads);
 }
 
 template <class T, class C>
 void check_all(Dims dims, int64_t batch, int64_t threads) {
   check_unstructured<T, C>(dims, batch, threads);
-  check_nm<T, C>(dims.out, 1 + dims.in / 16, batch, threads);
-  check_blocks<T, C>(dims, batch, threads);
+  check_nm<T>(dims.out, 1 + dims.in / 16, batch, threads);
+  check_blocks<T>(dims, batch, threads);
 }
 
 // Indices that are nobody's are found, and nothing outside is touched.
@@ -243,8 +260,8 @@ void check_wrong() {
   for (const auto& given : wrong) {
     const Exact<int32_t> columns(std::vector<int32_t>(given, given + 2));
     const Exact<int32_t> pointers(std::vector<int32_t>(given + 2, given + 5));
-    const Csr<float, int32_t> a(values.data.get(), columns.data.get(), pointers.data.get(), 2, 4, 2);
-    product<int32_t>(a, 1, dense_x, dense_y, Threads(1));
+    const Csr a(numbers_of(values), {columns.data.get(), true}, pointers.data.get(), 2, 4, 2);
+    product(a, 1, dense_x, dense_y, Threads(1));
     if (!a.is_wrong) fail("a wrong index", {2, 4}, 1);
   }
 }
@@ -261,6 +278,7 @@ int main() {
   }
   for (int64_t batch : batches) check_all<float, uint16_t>({1 + below(300), 1}, batch, 3);
   for (int64_t batch : {1, 64}) check_unstructured<float, uint16_t>({70, 2500}, batch, 3);  // by tiles of columns
+  check_all<float, int32_t>({3, 66000}, 9, 2);  // columns of 32 bits
   check_wrong();
   std::printf("products of %d widths are right\n", 257);
 }

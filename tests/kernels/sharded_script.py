@@ -8,6 +8,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 import dataclasses  # noqa: E402
+import sys  # noqa: E402
 
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
@@ -20,9 +21,11 @@ OUT, IN, BATCH = 24, 40, 32
 
 def main():
     assert jax.device_count() == 8 and eqsparse.kernels.available()
+    assert not any(name.startswith("jax.experimental.pallas") for name in sys.modules)  # imported where it is used
     rng = np.random.default_rng(0)
     weight = np.where(rng.random((OUT, IN)) < 0.3, rng.standard_normal((OUT, IN)), 0).astype(np.float32)
     layout = eqsparse.BCSRLayout.from_dense(weight, weight != 0)
+    blocks = eqsparse.BlockLayout.from_dense(jnp.ones((OUT, IN)), jnp.tile(jnp.arange(IN) < 8, (OUT, 1)))
     x, y = (jnp.asarray(rng.standard_normal((BATCH, size)), jnp.float32) for size in (IN, OUT))
 
     def gradients(values, x, y):
@@ -42,6 +45,20 @@ def main():
                 assert text.count("custom_call @eqsparse_csr") == 3, name
                 for found, wanted in zip(jax.jit(run)(layout.values, *shards), expected, strict=True):
                     np.testing.assert_allclose(found, wanted, atol=1e-4, err_msg=name)
+            check_pallas(blocks, mesh, shards)
+
+
+def check_pallas(layout, mesh, shards):
+    """In `shard_map` the kernels compile for a GPU; JAX cannot interpret them there."""
+
+    def gradients(values, x, y):
+        out, pull_back = jax.vjp(lambda values, x: dataclasses.replace(layout, values=values).product(x), values, x)
+        return out, *pull_back(y)
+
+    run = jax.shard_map(gradients, mesh=mesh, in_specs=(P(), P("data"), P("data")), out_specs=(P("data"), P(), P("data")))  # fmt: skip
+    with eqsparse.kernels.use_pallas():
+        text = jax.jit(run).trace(layout.values, *shards).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("xla.gpu.triton") == 3
 
 
 if __name__ == "__main__":

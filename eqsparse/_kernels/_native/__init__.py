@@ -1,5 +1,5 @@
 """Products in C++ for CPUs, compiled on first use."""
 
-from .calls import Calls as Calls, calls as calls, serves as serves
+from .calls import calls as calls
 from .library import available as available, build as build, fingerprint as fingerprint
 from .provide import Built as Built

@@ -1,30 +1,22 @@
 """The library's functions as functions of JAX arrays, to be called where products are lowered for CPUs."""
 
+import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ..faster import Faster
 from . import library
 
 _DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
 _MOST = 2**31  # entries, which are counted in 32 bits
 
 
-class Calls(NamedTuple):
-    """The three functions of a `SparseProduct`, for batches of so many; `None` where JAX has a faster one."""
-
-    product: Callable | None
-    transposed: Callable | None
-    sampled: Callable | None
-    fewest: int
-
-
-def calls(name: str, *numbers: str, fewest: int = 0) -> Calls:
-    """Those of a layout in the library. The static numbers follow its indices, as one array."""
+def calls(name: str, *numbers: str, fewest: int = 0) -> Faster:
+    """Those of a layout in the library, for batches of so many. The static numbers follow its indices, as one array."""
 
     def indices_of(arrays: list[Array], static: dict[str, int]) -> list[Array]:
         return [*arrays, jnp.array([static[number] for number in numbers], jnp.int32)] if numbers else arrays
@@ -41,12 +33,14 @@ def calls(name: str, *numbers: str, fewest: int = 0) -> Calls:
         *indices, y, x = args
         return _call(f"{name}_sampled", stored, *indices_of(indices, static), y, x)
 
-    return Calls(product, transposed, sampled, fewest)
+    return Faster(product, transposed, sampled, functools.partial(serves, fewest))
 
 
-def serves(fewest: int, *arrays: Any) -> bool:
+def serves(fewest: int, platforms: tuple[str, ...], *arrays: Any) -> bool:
     """Whether the library's functions take such arrays: float32 or bfloat16, of known sizes, the last one dense,
-    with that many examples or more."""
+    with that many examples or more, on a CPU."""
+    if platforms != ("cpu",):
+        return False
     known = all(isinstance(size, int) for array in arrays for size in array.shape)
     small = known and all(math.prod(array.shape) < _MOST for array in arrays[:-1])
     enough = small and arrays[-1].shape[0] >= fewest

@@ -1,40 +1,68 @@
-// The products as XLA calls them.
+// The products as XLA calls them. By its interface in C: that in C++ alone takes as long to compile as all the rest.
 
+#include "layouts.h"
 #include "product.h"
-#include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
+#include "xla/ffi/api/c_api.h"
 
 namespace eqsparse {
 namespace {
 
+XLA_FFI_Error* error(const XLA_FFI_Api* api, XLA_FFI_Error_Code code, const char* message) {
+  XLA_FFI_Error_Create_Args args{XLA_FFI_Error_Create_Args_STRUCT_SIZE, nullptr, message, code};
+  return api->XLA_FFI_Error_Create(&args);
+}
+
+bool is_error(const XLA_FFI_Api* api, XLA_FFI_Error* error) {
+  if (!error) return false;
+  XLA_FFI_Error_Destroy_Args args{XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, nullptr, error};
+  api->XLA_FFI_Error_Destroy(&args);
+  return true;
+}
+
 // XLA's threads. Its allocator for scratch does not serve CPUs, so memory comes from the system.
 class Call final : public Machine {
  public:
-  explicit Call(ffi::ThreadPool& pool) : pool_(pool) {}
+  explicit Call(const XLA_FFI_CallFrame& frame) : api_(frame.api), ctx_(frame.ctx) {}
 
-  int64_t threads() const override { return pool_.num_threads(); }
-  void schedule(std::function<void()> task) const override { pool_.Schedule(std::move(task)); }
+  int64_t threads() const override {
+    int64_t threads = 0;
+    XLA_FFI_ThreadPool_NumThreads_Args args{XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, nullptr, ctx_, &threads};
+    return is_error(api_, api_->XLA_FFI_ThreadPool_NumThreads(&args)) ? 1 : threads;
+  }
+
+  void schedule(Task task) const override {
+    auto run = [](void* data) {
+      const std::unique_ptr<Task> task(static_cast<Task*>(data));
+      (*task)();
+    };
+    Task* held = new Task(std::move(task));
+    XLA_FFI_ThreadPool_Schedule_Args args{XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, nullptr, ctx_, run, held};
+    if (is_error(api_, api_->XLA_FFI_ThreadPool_Schedule(&args))) run(held);
+  }
 
  private:
-  ffi::ThreadPool& pool_;
+  const XLA_FFI_Api* api_;
+  XLA_FFI_ExecutionContext* ctx_;
 };
 
 // An array as XLA passes it.
 struct Array {
   void* data = nullptr;
-  ffi::DataType type = ffi::DataType::INVALID;
-  ffi::Span<const int64_t> sizes;
+  XLA_FFI_DataType type = XLA_FFI_DataType_INVALID;
+  int64_t rank = 0;
+  const int64_t* sizes = nullptr;
 
   Array() = default;
-  explicit Array(const ffi::AnyBuffer& buffer)
-      : data(buffer.untyped_data()), type(buffer.element_type()), sizes(buffer.dimensions()) {}
+  explicit Array(const void* given) {
+    const XLA_FFI_Buffer& buffer = *static_cast<const XLA_FFI_Buffer*>(given);
+    data = buffer.data, type = buffer.dtype, rank = buffer.rank, sizes = buffer.dims;
+  }
 
-  int64_t size(int axis) const { return sizes[sizes.size() + axis]; }
+  int64_t size(int64_t axis) const { return sizes[rank + axis]; }
 
   int64_t count() const {
     int64_t count = 1;
-    for (int64_t size : sizes) count *= size;
+    for (int64_t axis = 0; axis < rank; ++axis) count *= sizes[axis];
     return count;
   }
 
@@ -43,169 +71,130 @@ struct Array {
     return static_cast<const T*>(data);
   }
 
-  Dense dense() const { return {data, size(-1), type == ffi::BF16}; }
+  bool is_half() const { return type == XLA_FFI_DataType_BF16; }
+  bool is_float() const { return type == XLA_FFI_DataType_F32 || is_half(); }
+  Dense dense() const { return {data, size(-1), is_half()}; }
+
+  // Of indices; 0 for other types.
+  int64_t itemsize() const {
+    if (type == XLA_FFI_DataType_U8) return 1;
+    if (type == XLA_FFI_DataType_U16) return 2;
+    return type == XLA_FFI_DataType_S32 ? 4 : 0;
+  }
 };
 
 // A stored matrix: its values (null pointers where only places are asked for), and arrays that tell where they are.
 struct Stored {
   Array values, indices[2];
   int64_t out_size, in_size;
+
+  Numbers numbers() const { return {values.data, values.is_half()}; }
+  Indices at(int i) const { return {indices[i].data, indices[i].itemsize()}; }
 };
 
-template <class T>
-using Type = T*;  // stands for a type in an argument: a null pointer to it
+// Each calls `f` with the matrix, or returns what is wrong with its arrays.
+using Use = std::function<const char*(const Source&)>;
+using Read = const char*(const Stored&, const Use& f);
 
-template <class F>
-ffi::Error by_value(const Stored& a, F f) {
-  if (a.values.type == ffi::F32) return f(Type<float>());
-  if (a.values.type == ffi::BF16) return f(Type<BFloat16>());
-  return ffi::Error::InvalidArgument("values must be float32 or bfloat16");
+const char* read_csr(const Stored& a, const Use& f) {
+  const int64_t itemsize = a.at(0).itemsize;
+  if (itemsize < 2) return "columns must be int32 or uint16";
+  return f(Csr(a.numbers(), {a.indices[0].data, itemsize == 4}, a.indices[1].as<int32_t>(), a.out_size, a.in_size,
+               a.indices[0].count()));
 }
 
-// Columns in 16 bits where they fit.
-template <class F>
-ffi::Error by_size(const Stored& a, F f) {
-  return a.in_size <= 65536 ? f(Type<uint16_t>()) : f(Type<int32_t>());
+const char* read_bitmask(const Stored& a, const Use& f) {
+  return f(Bitmask(a.numbers(), a.indices[0].as<uint8_t>(), a.indices[0].size(-1), a.out_size, a.in_size,
+                   a.values.count()));
 }
 
-struct CsrLayout {
-  template <class F>
-  static ffi::Error read(const Stored& a, F f) {
-    return by_value(a, [&](auto* value) {
-      auto with = [&](auto* column) {
-        using T = std::remove_pointer_t<decltype(value)>;
-        using C = std::remove_pointer_t<decltype(column)>;
-        return f(Csr<T, C>(a.values.as<T>(), a.indices[0].as<C>(), a.indices[1].as<int32_t>(), a.out_size, a.in_size,
-                           a.indices[0].count()));
-      };
-      if (a.indices[0].type == ffi::U16) return with(Type<uint16_t>());
-      if (a.indices[0].type == ffi::S32) return with(Type<int32_t>());
-      return ffi::Error::InvalidArgument("columns must be int32 or uint16");
-    });
-  }
-};
+const char* read_nm(const Stored& a, const Use& f) {
+  const int64_t n = a.indices[1].as<int32_t>()[0], m = a.indices[1].as<int32_t>()[1];
+  if (n < 1 || m < n || m > 256 || a.values.size(-1) != a.in_size / m * n)
+    return "n and m must be those of the values";
+  return f(Nm(a.numbers(), a.indices[0].as<uint8_t>(), a.indices[0].size(-1), n, m, a.out_size, a.in_size));
+}
 
-struct BitmaskLayout {
-  template <class F>
-  static ffi::Error read(const Stored& a, F f) {
-    return by_value(a, [&](auto* value) {
-      return by_size(a, [&](auto* column) {
-        using T = std::remove_pointer_t<decltype(value)>;
-        using C = std::remove_pointer_t<decltype(column)>;
-        return f(Bitmask<T, C>(a.values.as<T>(), a.indices[0].as<uint8_t>(), a.indices[0].size(-1), a.out_size,
-                               a.in_size, a.values.count()));
-      });
-    });
-  }
-};
+const char* read_fan_in(const Stored& a, const Use& f) {
+  if (!a.at(0).itemsize) return "columns must be uint8, uint16 or int32";
+  return f(FanIn(a.numbers(), a.at(0), a.values.size(-2), a.out_size, a.in_size));
+}
 
-struct NmLayout {
-  template <class F>
-  static ffi::Error read(const Stored& a, F f) {
-    const int32_t* pattern = a.indices[1].as<int32_t>();  // n, m
-    if (pattern[0] < 1 || pattern[1] < pattern[0] || pattern[1] > 256 ||
-        a.values.size(-1) != a.in_size / pattern[1] * pattern[0])
-      return ffi::Error::InvalidArgument("n and m must be those of the values");
-    return by_value(a, [&](auto* value) {
-      return by_size(a, [&](auto* column) {
-        using T = std::remove_pointer_t<decltype(value)>;
-        using C = std::remove_pointer_t<decltype(column)>;
-        return f(Nm<T, C>(a.values.as<T>(), a.indices[0].as<uint8_t>(), a.indices[0].size(-1), pattern[0], pattern[1],
-                          a.out_size, a.in_size));
-      });
-    });
-  }
-};
-
-struct FanInLayout {
-  template <class F>
-  static ffi::Error read(const Stored& a, F f) {
-    return by_value(a, [&](auto* value) {
-      auto with = [&](auto* index, auto* column) {
-        using T = std::remove_pointer_t<decltype(value)>;
-        using I = std::remove_pointer_t<decltype(index)>;
-        using C = std::remove_pointer_t<decltype(column)>;
-        return f(FanIn<T, I, C>(a.values.as<T>(), a.indices[0].as<I>(), a.values.size(-2), a.out_size, a.in_size));
-      };
-      if (a.indices[0].type == ffi::U8) return with(Type<uint8_t>(), Type<uint16_t>());
-      if (a.indices[0].type == ffi::U16) return with(Type<uint16_t>(), Type<uint16_t>());
-      if (a.indices[0].type == ffi::S32) return with(Type<int32_t>(), Type<int32_t>());
-      return ffi::Error::InvalidArgument("columns must be uint8, uint16 or int32");
-    });
-  }
-};
-
-struct BlockLayout {
-  template <class F>
-  static ffi::Error read(const Stored& a, F f) {
-    auto indices = [](const Array& array) { return Indices{array.data, int64_t(ffi::ByteWidth(array.type))}; };
-    return by_value(a, [&](auto* value) {
-      return by_size(a, [&](auto* column) {
-        using T = std::remove_pointer_t<decltype(value)>;
-        using C = std::remove_pointer_t<decltype(column)>;
-        return f(Blocks<T, C>(a.values.as<T>(), indices(a.indices[0]), indices(a.indices[1]), a.values.size(-3),
-                              a.values.size(-2), a.values.size(-1), a.out_size, a.in_size));
-      });
-    });
-  }
-};
+const char* read_blocks(const Stored& a, const Use& f) {
+  if (!a.at(0).itemsize || !a.at(1).itemsize) return "rows and columns must be uint8, uint16 or int32";
+  return f(Blocks(a.numbers(), a.at(0), a.at(1), a.values.size(-3), a.values.size(-2), a.values.size(-1), a.out_size,
+                  a.in_size));
+}
 
 enum class Operation { kProduct, kTransposed, kSampled };
 
-// Arguments: the values (but for samples), the arrays of indices, then `y` for samples, then the dense array.
-template <class Layout, Operation kOperation>
-ffi::Error call(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> out) {
-  constexpr bool kIsSampled = kOperation == Operation::kSampled;
-  Array arrays[5];
-  const int64_t count = args.size(), indices = count - 2;
-  if (count < 3 || indices > 2) return ffi::Error::InvalidArgument("so many arrays are not taken");
-  for (int64_t i = 0; i < count; ++i) {
-    auto buffer = args.get<ffi::AnyBuffer>(i);
-    if (!buffer.has_value()) return buffer.error();
-    arrays[i] = Array(*buffer);
-  }
-  const Array result(*out), dense = arrays[count - 1];
-  Stored a;
-  a.values = kIsSampled ? result : arrays[0];
-  for (int64_t i = 0; i < indices; ++i) a.indices[i] = arrays[kIsSampled ? i : i + 1];
-  if (kIsSampled) a.values.data = nullptr;
-  a.out_size = (kOperation == Operation::kProduct ? result : kIsSampled ? arrays[count - 2] : dense).size(-1);
-  a.in_size = (kOperation == Operation::kTransposed ? result : dense).size(-1);
+const char* const kNoMemory = "no memory to work in";
 
-  const Call machine(pool);
-  auto run = [&](const auto& source) {
-    if constexpr (kOperation == Operation::kProduct)
-      return product(source, dense.size(-2), dense.dense(), result.dense(), machine);
-    else if constexpr (kOperation == Operation::kTransposed)
-      return transposed_product(source, dense.size(-2), dense.dense(), result.dense(), machine);
-    else
-      return sampled_product(source, dense.size(-2), arrays[count - 2].dense(), dense.dense(), result.data, machine);
-  };
-  return Layout::read(a, [&](const auto& source) {
-    const typename std::decay_t<decltype(source)>::Base& base = source;
-    if (!run(base))
-      return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory to work in");
-    if (source.is_wrong)
-      return ffi::Error::InvalidArgument("columns must be below the size of the other factor, row pointers in order");
-    return ffi::Error::Success();
+// Arguments: the values (but for samples), the arrays of indices, then `y` for samples, then the dense array.
+const char* run(const XLA_FFI_CallFrame& frame, Read* read, Operation operation) {
+  const bool is_sampled = operation == Operation::kSampled;
+  Array arrays[5];
+  const int64_t count = frame.args.size, indices = count - 2;
+  if (count < 3 || indices > 2 || frame.rets.size != 1) return "so many arrays are not taken";
+  for (int64_t i = 0; i < count; ++i) arrays[i] = Array(frame.args.args[i]);
+  const Array result(frame.rets.rets[0]), dense = arrays[count - 1];
+  Stored a;
+  a.values = is_sampled ? result : arrays[0];
+  for (int64_t i = 0; i < indices; ++i) a.indices[i] = arrays[is_sampled ? i : i + 1];
+  if (is_sampled) a.values.data = nullptr;
+  const Array& other = is_sampled ? arrays[count - 2] : dense;
+  if (!a.values.is_float() || !dense.is_float() || !other.is_float()) return "values must be float32 or bfloat16";
+  a.out_size = (operation == Operation::kProduct ? result : other).size(-1);
+  a.in_size = (operation == Operation::kTransposed ? result : dense).size(-1);
+
+  const Call machine(frame);
+  const int64_t batch = dense.size(-2);
+  return read(a, [&](const Source& source) -> const char* {
+    const bool ok =
+        is_sampled ? sampled_product(source, batch, other.dense(), dense.dense(), result.data, machine)
+        : operation == Operation::kProduct ? product(source, batch, dense.dense(), result.dense(), machine)
+                                           : transposed_product(source, batch, dense.dense(), result.dense(), machine);
+    if (!ok) return kNoMemory;
+    if (source.is_wrong) return "columns must be below the size of the other factor, row pointers in order";
+    return nullptr;
   });
+}
+
+XLA_FFI_Error* call(XLA_FFI_CallFrame* frame, Read* read, Operation operation) noexcept {
+  if (frame->struct_size != XLA_FFI_CallFrame_STRUCT_SIZE)
+    return error(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "the kernels were compiled for another XLA");
+  XLA_FFI_Extension_Base* extension = frame->extension_start;
+  if (extension && extension->type == XLA_FFI_Extension_Metadata) {  // XLA asks what this was compiled for
+    XLA_FFI_Metadata& metadata = *reinterpret_cast<XLA_FFI_Metadata_Extension*>(extension)->metadata;
+    if (metadata.struct_size < XLA_FFI_Metadata_STRUCT_SIZE)
+      return error(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "the kernels were compiled for another XLA");
+    metadata.api_version = {XLA_FFI_Api_Version_STRUCT_SIZE, nullptr, XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR};
+    metadata.traits = 0;
+    metadata.state_type_id = XLA_FFI_UNKNOWN_TYPE_ID;
+    return nullptr;
+  }
+  const char* wrong = run(*frame, read, operation);
+  if (!wrong) return nullptr;
+  const bool is_memory = wrong == kNoMemory;
+  return error(frame->api, is_memory ? XLA_FFI_Error_Code_RESOURCE_EXHAUSTED : XLA_FFI_Error_Code_INVALID_ARGUMENT,
+               wrong);
 }
 
 }  // namespace
 }  // namespace eqsparse
 
-#define EQSPARSE_EXPORT(name, layout, operation)              \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(                \
-      name, (eqsparse::call<eqsparse::layout, eqsparse::Operation::operation>), \
-      ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().Ret<ffi::AnyBuffer>())
+#define EQSPARSE_EXPORT(name, read, operation)                                   \
+  extern "C" XLA_FFI_Error* name(XLA_FFI_CallFrame* frame) {                     \
+    return eqsparse::call(frame, eqsparse::read, eqsparse::Operation::operation); \
+  }
 
-#define EQSPARSE_EXPORT_LAYOUT(name, layout)                              \
-  EQSPARSE_EXPORT(name, layout, kProduct);              \
-  EQSPARSE_EXPORT(name##_transposed, layout, kTransposed); \
-  EQSPARSE_EXPORT(name##_sampled, layout, kSampled)
+#define EQSPARSE_EXPORT_LAYOUT(name, read)             \
+  EQSPARSE_EXPORT(name, read, kProduct)                \
+  EQSPARSE_EXPORT(name##_transposed, read, kTransposed) \
+  EQSPARSE_EXPORT(name##_sampled, read, kSampled)
 
-EQSPARSE_EXPORT_LAYOUT(eqsparse_csr, CsrLayout);
-EQSPARSE_EXPORT_LAYOUT(eqsparse_bitmask, BitmaskLayout);
-EQSPARSE_EXPORT_LAYOUT(eqsparse_nm, NmLayout);
-EQSPARSE_EXPORT_LAYOUT(eqsparse_fan_in, FanInLayout);
-EQSPARSE_EXPORT_LAYOUT(eqsparse_block, BlockLayout);
+EQSPARSE_EXPORT_LAYOUT(eqsparse_csr, read_csr)
+EQSPARSE_EXPORT_LAYOUT(eqsparse_bitmask, read_bitmask)
+EQSPARSE_EXPORT_LAYOUT(eqsparse_nm, read_nm)
+EQSPARSE_EXPORT_LAYOUT(eqsparse_fan_in, read_fan_in)
+EQSPARSE_EXPORT_LAYOUT(eqsparse_block, read_blocks)

@@ -44,14 +44,20 @@ inline void store(BFloat16* place, float value) {
 
 inline Four load_four(const float* from) { return *reinterpret_cast<const Four*>(from); }
 
-inline Four load_four(const BFloat16* from) {
-  return Four{to_float(from[0]), to_float(from[1]), to_float(from[2]), to_float(from[3])};
-}
-
 inline void store_four(float* to, Four value) { *reinterpret_cast<Four*>(to) = value; }
 
-inline void store_four(BFloat16* to, Four value) {
-  for (int i = 0; i < 4; ++i) store(to + i, value[i]);
+typedef uint32_t FourBits __attribute__((vector_size(16)));
+typedef uint16_t FourHalves __attribute__((vector_size(8), aligned(2), may_alias));
+
+inline Four load_four(const BFloat16* from) {
+  return (Four)(__builtin_convertvector(*reinterpret_cast<const FourHalves*>(from), FourBits) << 16);
+}
+
+inline void store_four(BFloat16* to, Four value) {  // as `store`
+  const FourBits bits = (FourBits)value, is_number = (FourBits)(value == value);
+  const FourBits rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  *reinterpret_cast<FourHalves*>(to) =
+      __builtin_convertvector(((rounded & is_number) | ((bits | 0x400000) & ~is_number)) >> 16, FourHalves);
 }
 
 #if defined(__clang__)

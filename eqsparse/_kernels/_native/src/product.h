@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdlib>
-#include <functional>
 #include <vector>
 
 #include "share.h"
@@ -20,7 +19,7 @@ class Machine {
   }
 
   virtual int64_t threads() const = 0;
-  virtual void schedule(std::function<void()> task) const = 0;
+  virtual void schedule(Task task) const = 0;
 
   double helper_costs = 40e3;  // nanoseconds of work that a helper must be worth
 
@@ -37,9 +36,9 @@ class Machine {
     return std::clamp<int64_t>(int64_t(nanoseconds / helper_costs), 1, std::max<int64_t>(threads(), 1));
   }
 
-  template <int Phases, class Run>
-  void run(const int64_t (&phases)[Phases], int64_t workers, Run run) const {
-    share(phases, workers, [this](std::function<void()> task) { schedule(std::move(task)); }, run);
+  void run(std::initializer_list<int64_t> phases, int64_t workers,
+           const std::function<void(int, int64_t, int64_t)>& run) const {
+    share(phases, workers, [this](Task task) { schedule(std::move(task)); }, run);
   }
 
  private:
@@ -47,16 +46,13 @@ class Machine {
 };
 
 // y = x Aᵀ. False without memory, as the others.
-template <class C>
-bool product(const Source<C>& a, int64_t examples, const Dense& x, const Dense& y, const Machine& machine);
+bool product(const Source& a, int64_t examples, const Dense& x, const Dense& y, const Machine& machine);
 
 // x = y A.
-template <class C>
-bool transposed_product(const Source<C>& a, int64_t examples, const Dense& y, const Dense& x, const Machine& machine);
+bool transposed_product(const Source& a, int64_t examples, const Dense& y, const Dense& x, const Machine& machine);
 
 // samples = the entries of yᵀ x at the places that are stored; 0 for padding.
-template <class C>
-bool sampled_product(const Source<C>& a, int64_t examples, const Dense& y, const Dense& x, void* samples,
+bool sampled_product(const Source& a, int64_t examples, const Dense& y, const Dense& x, void* samples,
                      const Machine& machine);
 
 }  // namespace eqsparse

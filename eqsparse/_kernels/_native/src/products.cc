@@ -1,4 +1,5 @@
-// The products, compiled apart from XLA's headers: both take seconds, and are compiled at once.
+// The products. Users wait while this is compiled, so only the inner loops are templates (`rows.h`): by the type of
+// the columns and by the width of a strip.
 
 #include "product.h"
 
@@ -19,37 +20,32 @@ int64_t rows_per_task(int64_t rows, int64_t workers, int64_t entries, int64_t ba
 
 int64_t parts_of(int64_t size, int64_t part) { return (size + part - 1) / part; }
 
-// Calls `f` with the number of vectors of a strip, as a constant.
-template <class F>
-void for_lanes(int64_t lanes, F f) {
-  switch (lanes / kWidth) {
-    case 1: return f(std::integral_constant<int, 1>());
-    case 2: return f(std::integral_constant<int, 2>());
-    case 4: return f(std::integral_constant<int, 4>());
-    case 8: return f(std::integral_constant<int, 8>());
-    case 16: return f(std::integral_constant<int, 16>());
-  }
+// Calls `f` with two constants: the number of vectors of a strip (0 for a single example), and a column of the type
+// that the rows have.
+template <int N = 0, class F>
+void for_lanes(int64_t lanes, const Rows& rows, F f) {
+  constexpr std::integral_constant<int, N> n;
+  if (lanes == (N ? N * kWidth : 1)) return rows.columns.is_wide ? f(n, int32_t()) : f(n, uint16_t());
+  if constexpr (N * kWidth < kLanes) for_lanes<N ? 2 * N : kFewest / kWidth>(lanes, rows, f);
 }
 
 // Room for each worker to decode rows in. `ok` is false without memory.
-template <class C>
 struct Rooms {
   int64_t most, step;
   float* values;
-  C* columns;
-  int32_t *begins, *ends;
+  int32_t *columns, *begins, *ends;
   bool ok;
 
-  Rooms(const Source<C>& a, int64_t step, int64_t workers, const Machine& machine)
+  Rooms(const Source& a, int64_t step, int64_t workers, const Machine& machine)
       : most(a.most(step)), step(step) {
     values = machine.array<float>(workers * most);
-    columns = machine.array<C>(workers * most);
+    columns = machine.array<int32_t>(workers * most);
     begins = machine.array<int32_t>(workers * step);
     ends = machine.array<int32_t>(workers * step);
     ok = values && columns && begins && ends;
   }
 
-  Room<C> of(int64_t worker) const {
+  Room of(int64_t worker) const {
     return {values + worker * most, columns + worker * most, begins + worker * step, ends + worker * step};
   }
 };
@@ -65,27 +61,29 @@ void pack(const Dense& dense, const Batch& batch, int64_t task, float* strips) {
              strips + batch.first(strip) * dense.size + first * batch.lanes(strip));
 }
 
-template <class C>
-bool product(const Source<C>& a, int64_t examples, const Dense& x, const Dense& y, const Machine& machine) {
+bool product(const Source& a, int64_t examples, const Dense& x, const Dense& y, const Machine& machine) {
   const Batch batch(examples, a.in_size);
   if (examples == 0 || a.out_size == 0) return true;
   const int64_t workers = machine.workers(cost_of(a.stored, examples, a.in_size + a.out_size));
   const int64_t step = rows_per_task(a.out_size, workers, a.stored, examples), blocks = parts_of(a.out_size, step);
   float* strips = machine.array<float>(a.in_size * batch.all_lanes());
   float* sums = machine.array<float>(workers * step * kLanes);
-  const Rooms<C> rooms(a, step, workers, machine);
+  const Rooms rooms(a, step, workers, machine);
   if (!strips || !sums || !rooms.ok) return false;
 
   machine.run({packing_tasks(a.in_size, batch), blocks}, workers, [&](int phase, int64_t task, int64_t worker) {
     if (phase == 0) return pack(x, batch, task, strips);
     const int64_t first = task * step, count = std::min(step, a.out_size - first);
-    const Rows<C> rows = a.rows(first, count, rooms.of(worker));
+    const Rows rows = a.rows(first, count, rooms.of(worker));
     float* own = sums + worker * step * kLanes;
     for (int64_t strip = 0; strip < batch.strips; ++strip) {
       const float* from = strips + batch.first(strip) * a.in_size;
       const int64_t lanes = batch.lanes(strip);
-      if (lanes == 1) multiply_vector(rows, from, own);
-      for_lanes(lanes, [&](auto n) { multiply<n>(rows, from, a.in_size, own); });
+      for_lanes(lanes, rows, [&](auto n, auto column) {
+        using C = decltype(column);
+        if constexpr (n == 0) multiply_vector<C>(rows, from, own);
+        else multiply<n, C>(rows, from, a.in_size, own);
+      });
       y.write(batch, strip, first, count, own);
     }
   });
@@ -93,8 +91,7 @@ bool product(const Source<C>& a, int64_t examples, const Dense& x, const Dense& 
 }
 
 // Threads take strips of the batch; where there are too few, parts of the rows, and their sums are added up.
-template <class C>
-bool transposed_product(const Source<C>& a, int64_t examples, const Dense& y, const Dense& x, const Machine& machine) {
+bool transposed_product(const Source& a, int64_t examples, const Dense& y, const Dense& x, const Machine& machine) {
   const Batch batch(examples, a.in_size);
   if (examples == 0 || a.in_size == 0) return true;
   const int64_t workers = machine.workers(2 * cost_of(a.stored, examples, a.in_size + a.out_size));
@@ -102,7 +99,7 @@ bool transposed_product(const Source<C>& a, int64_t examples, const Dense& y, co
   const int64_t step = rows_per_task(a.out_size, parts, a.stored, examples), blocks = parts_of(a.out_size, step);
   float* strips = machine.array<float>(a.out_size * batch.all_lanes());
   float* sums = machine.array<float>(parts * size);
-  const Rooms<C> rooms(a, step, workers, machine);
+  const Rooms rooms(a, step, workers, machine);
   if (!strips || !sums || !rooms.ok) return false;
 
   auto add_rows = [&](int64_t task, int64_t worker) {
@@ -111,10 +108,13 @@ bool transposed_product(const Source<C>& a, int64_t examples, const Dense& y, co
     std::fill(own, own + lanes * a.in_size, 0.f);
     for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block) {
       const int64_t first = block * step, count = std::min(step, a.out_size - first);
-      const Rows<C> rows = a.rows(first, count, rooms.of(worker));
+      const Rows rows = a.rows(first, count, rooms.of(worker));
       const float* from = strips + batch.first(strip) * a.out_size + first * lanes;
-      if (lanes == 1) multiply_vector_transposed(rows, from, own);
-      for_lanes(lanes, [&](auto n) { multiply_transposed<n>(rows, from, a.in_size, own); });
+      for_lanes(lanes, rows, [&](auto n, auto column) {
+        using C = decltype(column);
+        if constexpr (n == 0) multiply_vector_transposed<C>(rows, from, own);
+        else multiply_transposed<n, C>(rows, from, a.in_size, own);
+      });
     }
   };
   auto add_parts = [&](int64_t task) {
@@ -135,15 +135,14 @@ bool transposed_product(const Source<C>& a, int64_t examples, const Dense& y, co
   return true;
 }
 
-template <class C>
-bool sampled_product(const Source<C>& a, int64_t examples, const Dense& y, const Dense& x, void* samples,
+bool sampled_product(const Source& a, int64_t examples, const Dense& y, const Dense& x, void* samples,
                      const Machine& machine) {
   const int64_t lanes = (examples + kWidth - 1) / kWidth * kWidth;
   const int64_t workers = machine.workers(cost_of(a.stored, lanes, a.in_size + a.out_size));
   const int64_t step = rows_per_task(a.out_size, workers, a.stored, examples), blocks = parts_of(a.out_size, step);
   float* left = machine.array<float>(a.out_size * lanes);
   float* right = machine.array<float>(a.in_size * lanes);
-  const Rooms<C> rooms(a, step, workers, machine);
+  const Rooms rooms(a, step, workers, machine);
   float* own = machine.array<float>(workers * rooms.most);
   if (!left || !right || !rooms.ok || !own) return false;
 
@@ -157,20 +156,13 @@ bool sampled_product(const Source<C>& a, int64_t examples, const Dense& y, const
       return dense.read(0, examples, first, count, lanes, (task < above ? left : right) + first * lanes);
     }
     const int64_t first = task * step, count = std::min(step, a.out_size - first);
-    const Rows<C> rows = a.rows(first, count, rooms.of(worker));
+    const Rows rows = a.rows(first, count, rooms.of(worker));
     float* to = a.samples(rows, samples, own + worker * rooms.most);
-    sample(rows, left + first * lanes, right, a.in_size, lanes, to);
+    const auto sample_rows = rows.columns.is_wide ? sample<int32_t> : sample<uint16_t>;
+    sample_rows(rows, left + first * lanes, right, a.in_size, lanes, to);
     a.put(first, rows, to, samples);
   });
   return true;
 }
-
-#define EQSPARSE_PRODUCTS(C)                                                                                     \
-  template bool product(const Source<C>&, int64_t, const Dense&, const Dense&, const Machine&);                  \
-  template bool transposed_product(const Source<C>&, int64_t, const Dense&, const Dense&, const Machine&);       \
-  template bool sampled_product(const Source<C>&, int64_t, const Dense&, const Dense&, void*, const Machine&);
-
-EQSPARSE_PRODUCTS(uint16_t)
-EQSPARSE_PRODUCTS(int32_t)
 
 }  // namespace eqsparse

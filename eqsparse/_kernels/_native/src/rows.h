@@ -9,11 +9,23 @@ constexpr int64_t kRows = 256;              // the most rows that are worked on 
 // Bytes of a strip that stay in a core's cache while some rows pass by.
 constexpr int64_t kLeast = 96 * 1024, kMost = 256 * 1024;
 
+// Columns in 16 bits, or in 32 where those are too few.
+struct Columns {
+  const void* data;
+  bool is_wide;
+
+  template <class C>
+  const C* as() const {
+    return static_cast<const C*>(data);
+  }
+
+  Columns from(int64_t k) const { return {static_cast<const char*>(data) + k * (is_wide ? 4 : 2), is_wide}; }
+};
+
 // Rows of a CSR matrix in float. Pointers are held to what is stored, so a wrong one reads nothing foreign.
-template <class C>
 struct Rows {
   const float* values;
-  const C* columns;
+  Columns columns;
   const int32_t *begins, *ends;  // of each row
   int64_t count, stored;
   int64_t offset = 0;  // what the pointer to the first value and column is
@@ -49,40 +61,42 @@ int64_t find(const C* columns, int64_t begin, int64_t end, int64_t limit, int64_
 
 // Calls `visit(row, begin, end, is_first)` for the entries of each row, tile of columns by tile.
 template <class C, class Visit>
-void by_tiles(const Rows<C>& rows, int64_t in_size, int64_t lanes, Visit visit) {
+void by_tiles(const Rows& rows, int64_t in_size, int64_t lanes, Visit visit) {
+  const C* columns = rows.columns.as<C>();
   // As narrow as leaves a hundred entries to a row's part: each part costs a search, and a guess that fails.
   const int64_t entries = rows.count ? std::max<int64_t>(rows.end(rows.count - 1) - rows.begin(0), 1) : 1;
   const int64_t column = std::max<int64_t>(4 * lanes, 4);  // bytes
   const int64_t width = std::clamp(96 * rows.count * in_size / entries, kLeast / column + 1, kMost / column + 1);
-  if (in_size <= width) {
-    for (int64_t row = 0; row < rows.count; ++row) visit(row, rows.begin(row), rows.end(row), true);
-    return;
-  }
+  const bool is_whole = in_size <= width;
   int64_t reached[kRows];
   for (int64_t row = 0; row < rows.count; ++row) reached[row] = rows.begin(row);
-  for (int64_t start = 0; start < in_size; start += width) {
+  int64_t start = 0;
+  do {
     const bool is_last = start + width >= in_size;
     for (int64_t row = 0; row < rows.count; ++row) {
       const int64_t begin = reached[row], end = rows.end(row);
-      const int64_t guess = begin + (end - begin) * width / (in_size - start);
-      const int64_t stop = is_last ? end : find(rows.columns, begin, end, start + width, guess);
-      if (row + 1 < rows.count) {  // the next row's part lies apart: the cache cannot know
+      const int64_t guess = begin + (end - begin) * width / std::max<int64_t>(in_size - start, 1);
+      const int64_t stop = is_last ? end : find(columns, begin, end, start + width, guess);
+      if (row + 1 < rows.count && !is_whole) {  // the next row's part lies apart: the cache cannot know
         const int64_t next = reached[row + 1], ahead = std::min(rows.end(row + 1), next + (stop - begin));
         for (int64_t k = next; k < ahead; k += 64 / sizeof(float)) __builtin_prefetch(rows.values + k);
-        for (int64_t k = next; k < ahead; k += 64 / sizeof(C)) __builtin_prefetch(rows.columns + k);
+        for (int64_t k = next; k < ahead; k += 64 / sizeof(C)) __builtin_prefetch(columns + k);
       }
       visit(row, begin, stop, start == 0);
       reached[row] = stop;
     }
-  }
+    start += width;
+  } while (start < in_size);
 }
 
 // `sums[row][lane]`: the rows times the strip of `x`.
 template <int N, class C>
-void multiply(const Rows<C>& rows, const float* strip, int64_t in_size, float* sums) {
+void multiply(const Rows& rows, const float* strip, int64_t in_size, float* sums) {
+  const float* values = rows.values;
+  const C* columns = rows.columns.as<C>();
   constexpr int64_t kWide = N * kWidth;
   constexpr int kAtOnce = N >= 8 ? 1 : N >= 4 ? 2 : 4;  // entries, so that eight sums hide the latency of an addition
-  by_tiles(rows, in_size, kWide, [&](int64_t row, int64_t begin, int64_t end, bool is_first) {
+  by_tiles<C>(rows, in_size, kWide, [=](int64_t row, int64_t begin, int64_t end, bool is_first) {
     Vector* out = reinterpret_cast<Vector*>(sums + row * kWide);
     Vector sum[kAtOnce][N];
     for (int i = 0; i < N; ++i) sum[0][i] = is_first ? Vector{} : out[i];
@@ -91,13 +105,13 @@ void multiply(const Rows<C>& rows, const float* strip, int64_t in_size, float* s
     int64_t k = begin;
     for (; k + kAtOnce <= end; k += kAtOnce)
       for (int e = 0; e < kAtOnce; ++e) {
-        const Vector value = rows.values[k + e] - Vector{};
-        const Vector* x = reinterpret_cast<const Vector*>(strip + int64_t(rows.columns[k + e]) * kWide);
+        const Vector value = values[k + e] - Vector{};
+        const Vector* x = reinterpret_cast<const Vector*>(strip + int64_t(columns[k + e]) * kWide);
         for (int i = 0; i < N; ++i) sum[e][i] += value * x[i];
       }
     for (; k < end; ++k) {
-      const Vector value = rows.values[k] - Vector{};
-      const Vector* x = reinterpret_cast<const Vector*>(strip + int64_t(rows.columns[k]) * kWide);
+      const Vector value = values[k] - Vector{};
+      const Vector* x = reinterpret_cast<const Vector*>(strip + int64_t(columns[k]) * kWide);
       for (int i = 0; i < N; ++i) sum[0][i] += value * x[i];
     }
     for (int i = 0; i < N; ++i) {
@@ -109,7 +123,9 @@ void multiply(const Rows<C>& rows, const float* strip, int64_t in_size, float* s
 
 // The rows times one vector.
 template <class C>
-void multiply_vector(const Rows<C>& rows, const float* x, float* y) {
+void multiply_vector(const Rows& rows, const float* x, float* y) {
+  const float* values = rows.values;
+  const C* columns = rows.columns.as<C>();
   for (int64_t row = 0; row < rows.count; ++row) {
     Vector sums[2] = {};
     float rest = 0;
@@ -117,13 +133,12 @@ void multiply_vector(const Rows<C>& rows, const float* x, float* y) {
     const int64_t end = rows.end(row);
     for (; k + 2 * kWidth <= end; k += 2 * kWidth)
       for (int half = 0; half < 2; ++half) {
-        const C* columns = rows.columns + k + half * kWidth;
         Vector gathered;
         // Single loads, put together: on AMD's Zen 3 two thirds of the time of the gather instruction.
-        for (int i = 0; i < kWidth; ++i) gathered[i] = x[columns[i]];
-        sums[half] += *reinterpret_cast<const Vector*>(rows.values + k + half * kWidth) * gathered;
+        for (int i = 0; i < kWidth; ++i) gathered[i] = x[columns[k + half * kWidth + i]];
+        sums[half] += *reinterpret_cast<const Vector*>(values + k + half * kWidth) * gathered;
       }
-    for (; k < end; ++k) rest += rows.values[k] * x[rows.columns[k]];
+    for (; k < end; ++k) rest += values[k] * x[columns[k]];
     const Vector sum = sums[0] + sums[1];
     for (int i = 0; i < kWidth; ++i) rest += sum[i];
     y[row] = rest;
@@ -132,25 +147,29 @@ void multiply_vector(const Rows<C>& rows, const float* x, float* y) {
 
 // `sums[column][lane]`: adds each entry's row of the strip of `y`, scaled.
 template <int N, class C>
-void multiply_transposed(const Rows<C>& rows, const float* strip, int64_t in_size, float* sums) {
+void multiply_transposed(const Rows& rows, const float* strip, int64_t in_size, float* sums) {
+  const float* values = rows.values;
+  const C* columns = rows.columns.as<C>();
   constexpr int64_t kWide = N * kWidth;
-  by_tiles(rows, in_size, kWide, [&](int64_t row, int64_t begin, int64_t end, bool) {
+  by_tiles<C>(rows, in_size, kWide, [=](int64_t row, int64_t begin, int64_t end, bool) {
     Vector y[N];
     for (int i = 0; i < N; ++i) y[i] = reinterpret_cast<const Vector*>(strip + row * kWide)[i];
     for (int64_t k = begin; k < end; ++k) {
-      const Vector value = rows.values[k] - Vector{};
-      Vector* out = reinterpret_cast<Vector*>(sums + int64_t(rows.columns[k]) * kWide);
+      const Vector value = values[k] - Vector{};
+      Vector* out = reinterpret_cast<Vector*>(sums + int64_t(columns[k]) * kWide);
       for (int i = 0; i < N; ++i) out[i] += value * y[i];
     }
   });
 }
 
 template <class C>
-void multiply_vector_transposed(const Rows<C>& rows, const float* y, float* sums) {
+void multiply_vector_transposed(const Rows& rows, const float* y, float* sums) {
+  const float* values = rows.values;
+  const C* columns = rows.columns.as<C>();
   for (int64_t row = 0; row < rows.count; ++row) {
     const float scale = y[row];
     for (int64_t k = rows.begin(row), end = rows.end(row); k < end; ++k)
-      sums[rows.columns[k]] += rows.values[k] * scale;
+      sums[columns[k]] += values[k] * scale;
   }
 }
 
@@ -163,12 +182,12 @@ inline Four fold(Vector sum) {
 
 // `samples[k]`: for each entry, the product of a row of `y` and a row of `x`, all examples in one strip each.
 template <class C>
-void sample(const Rows<C>& rows, const float* y, const float* x, int64_t in_size, int64_t lanes,
-            float* samples) {
+void sample(const Rows& rows, const float* y, const float* x, int64_t in_size, int64_t lanes, float* samples) {
+  const C* columns = rows.columns.as<C>();
   const int64_t count = lanes / kWidth;
-  by_tiles(rows, in_size, lanes, [&](int64_t row, int64_t begin, int64_t end, bool) {
+  by_tiles<C>(rows, in_size, lanes, [=](int64_t row, int64_t begin, int64_t end, bool) {
     const Vector* left = reinterpret_cast<const Vector*>(y + row * lanes);
-    auto right = [&](int64_t k) { return reinterpret_cast<const Vector*>(x + int64_t(rows.columns[k]) * lanes); };
+    auto right = [=](int64_t k) { return reinterpret_cast<const Vector*>(x + int64_t(columns[k]) * lanes); };
     int64_t k = begin;
     for (; k + 4 <= end; k += 4) {
       const Vector *a = right(k), *b = right(k + 1), *c = right(k + 2), *d = right(k + 3);

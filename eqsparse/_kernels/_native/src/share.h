@@ -4,20 +4,26 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <functional>
+#include <initializer_list>
 #include <memory>
 #include <thread>
 
 namespace eqsparse {
 
-// Runs `run(phase, task, worker)` for all tasks of the phases, each phase after the one before. `phases[i]` counts the
-// tasks of phase i; `worker` is below `workers`, and no two tasks of one worker run at a time.
+using Task = std::function<void()>;
+
+constexpr int kPhases = 4;  // the most
+
+// Runs `run(phase, task, worker)` for all tasks of the phases, each phase after the one before. `phases` counts the
+// tasks of each; `worker` is below `workers`, and no two tasks of one worker run at a time.
 //
 // The caller works too, and waits only for tasks that a thread has begun: so nothing waits for a place in the pool,
 // whose threads may all be callers.
-template <int Phases, class Schedule, class Run>
-void share(const int64_t (&phases)[Phases], int64_t workers, Schedule schedule, Run run) {
-  int64_t ends[Phases], total = 0;
-  for (int i = 0; i < Phases; ++i) ends[i] = total += phases[i];
+inline void share(std::initializer_list<int64_t> phases, int64_t workers, const std::function<void(Task)>& schedule,
+                  const std::function<void(int, int64_t, int64_t)>& run) {
+  int64_t ends[kPhases], total = 0;
+  for (size_t i = 0; i < phases.size(); ++i) ends[i] = total += phases.begin()[i];
 
   struct State {
     std::atomic<int64_t> next{0}, done{0};
