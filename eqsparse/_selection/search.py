@@ -68,7 +68,7 @@ def _narrow(search: Search, b: Bracket) -> Bracket:
     points = _points(b.low, b.high)
     found = jnp.stack(search.counts(points), axis=1)
     tried = jnp.stack(points)
-    enough = w.at_least(w.total(found), Wide(*(jnp.expand_dims(n, 0) for n in search.wanted)))
+    enough = w.at_least(w.total(found), Wide(*(n[None] if n.ndim else n for n in search.wanted)))
     below, above = going[None] & enough, going[None] & ~enough
     # Neither points nor counts, of which the larger point has the smaller, pass each other.
     return Bracket(
