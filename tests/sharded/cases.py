@@ -83,10 +83,11 @@ IN_TURN = {
 
 
 MEMBERS = 4
+MAPPED = KINDS if jax.__version_info__ >= (0, 10) else KINDS[1:]  # a `where` of JAX 0.8 refuses explicit axes there
 OTHERWISE = {
     "rigl, as_optax": ("rigl", ("2:4",), KINDS[:1], "as_optax"),
     "magnitude, stacked": ("magnitude", ("2:4",), KINDS[:1], "stacked"),
-    "set, members": ("set", ("2:4",), KINDS, "members"),
+    "set, members": ("set", ("2:4",), MAPPED, "members"),
 }
 
 
