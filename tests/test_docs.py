@@ -121,6 +121,9 @@ def test_stacks_and_sweeps():
     masks = np.asarray(names["models"].masks["weight"].dense())
     assert masks.sum((1, 2)).tolist() == [8, 8, 8] and not np.array_equal(masks[0], masks[1])
     assert names["counts"].tolist() == [24, 16, 8] and np.isfinite(names["losses"]).all()
+    model, state = names["carry"]
+    assert int(state.step) == 24 and int(model.masks["weight"].nnz()) == 8
+    assert model.weight.dtype == jnp.float32 and float(names["values"][-1]) < 0.1
 
 
 def test_deploy():

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
 
@@ -22,6 +22,15 @@ def laid_out_as(array: Shaped[Array, "*shape"], like: Shaped[Array, "*shape"]) -
     if AxisType.Explicit not in kinds or AxisType.Auto in kinds:
         array = _tied(array, like)
     return array
+
+
+def members_as(array: Shaped[Array, "members ..."], like: Shaped[Array, "members ..."]) -> Shaped[Array, "members ..."]:
+    """The array, its first axis over the devices that another's is over: all that `jax.vmap` maps must lie alike."""
+    if jax.device_count() == 1 or AxisType.Explicit not in jax.typeof(like).sharding.mesh.axis_types:
+        return array
+    there = jax.typeof(like).sharding
+    spec = PartitionSpec(there.spec[0], *jax.typeof(array).sharding.spec[1:])
+    return jax.sharding.reshard(array, NamedSharding(there.mesh, spec))
 
 
 def _tied(array: Shaped[Array, "*shape"], like: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:

@@ -170,7 +170,8 @@ class AbstractPruner(eqx.Module):
         **Returns:** A model with masked layers, weights zeroed; arrays, dicts, lists and tuples as they came, with
         zeros.
 
-        **Raises:** `ValueError` if there is nothing to prune, or an input of the criterion is missing.
+        **Raises:** `ValueError` if there is nothing to prune, an input of the criterion is missing, or what a mask
+        keeps together is cut by the shards of a weight (as `init`).
         """
         model = self._checked(model)
         random_key(key, f"{type(self).__name__}.prune(key=...)")
@@ -188,6 +189,7 @@ class AbstractPruner(eqx.Module):
             name = type(self).__name__
             raise ValueError(f"`{name}.prune(model=...)` must hold a floating-point array of rank 2 or more. Got none.")
         made.check()
+        check_shards(made, read(model), masks_of(read(model)))
         return model
 
     def _pruned(self, model: _Tree, masks: Mapping[str, Array]) -> _Tree:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Inexact
 
+from .._mask import members_as
+
 _Result = TypeVar("_Result")
 
 
@@ -68,9 +70,10 @@ def _where_mapped(predicate: Bool[Array, ""], new: Array, old: Array) -> Array:
 
 @_where_mapped.def_vmap
 def _(axis_size: int, in_batched: list[bool], predicate: Array, new: Array, old: Array) -> tuple[Array, bool]:
+    mapped = next(x for x, is_mapped in zip((predicate, new, old), in_batched, strict=True) if is_mapped)
     new, old = (
-        x if mapped else jnp.broadcast_to(x, (axis_size, *x.shape))
-        for x, mapped in zip((new, old), in_batched[1:], strict=True)
+        x if is_mapped else members_as(jnp.broadcast_to(x, (axis_size, *x.shape)), mapped)
+        for x, is_mapped in zip((new, old), in_batched[1:], strict=True)
     )
     if not in_batched[0]:
         return _where_mapped(predicate, new, old), True
@@ -93,4 +96,6 @@ def _(axis_size: int, in_batched: list[bool], key: Array, witness: Array) -> tup
         return key, True
     if not witness_mapped:
         return own_key(key, witness), False
-    return jax.random.split(own_key(key, witness[0]), axis_size), True
+    # No entry can be taken out of a witness whose members lie on several devices; their keys lie as they do.
+    keys = jax.random.split(own_key(key, jnp.any(witness != witness)), axis_size)
+    return members_as(keys, witness), True

@@ -126,10 +126,19 @@ def _in_one_precision(contests: Sequence[Contest]) -> Sequence[Contest]:
 def _select_all(heats: Sequence[Heat]) -> list[Bool[Array, "..."]]:
     if not heats:
         return []
+    heats = [_laid_out(heat) for heat in heats]
     brackets = _thresholds(heats)
     ties = [tie for heat, bracket in zip(heats, brackets, strict=True) for tie in _ties(heat, bracket)]
     found = bisect([_tie_search(tie) for tie in ties])
     return [_winners(tie, bracket) for tie, bracket in zip(ties, found, strict=True)]
+
+
+def _laid_out(heat: Heat) -> Heat:
+    """With a `k` that is laid out as the contests are: else thresholds of rows would be gathered in each pass."""
+    if on_one_device():
+        return heat
+    zeros = jnp.zeros_like(heat.contests[0].tally_of_all())
+    return heat._replace(k=Wide(heat.k.hi + zeros, heat.k.lo + zeros))
 
 
 def select_many_with_floor(

@@ -7,65 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from members import differ, KEY, masks_of, networks, pick, random_like
 
 import eqsparse
 
-KEY = jax.random.key(0)
 
-
-def members(n=3):
-    make = lambda key: [eqx.nn.Linear(8, 8, key=key), eqx.nn.Linear(8, 4, key=jax.random.fold_in(key, 1))]
-    return eqx.filter_vmap(make)(jax.random.split(KEY, n))
-
-
-def pick(tree, i):
-    return jax.tree.map(lambda x: x[i] if eqx.is_array(x) else x, tree)
-
-
-def random_like(tree, seed):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), eqx.filter(tree, eqx.is_inexact_array)
-    )
+def members():
+    return networks([(8, 8), (8, 4)])
 
 
 def dense(model, path="0.weight"):
-    return np.asarray(eqsparse.get_masks(model)[path])
-
-
-DISTRIBUTIONS = {
-    "uniform": (eqsparse.Uniform(0.6), eqsparse.Unstructured(), False),
-    "2:4, packed": (eqsparse.Uniform(0.5), eqsparse.NM(2, 4), True),
-    "global, blocks": (eqsparse.Global(0.6), eqsparse.Block((2, 4)), False),
-}
-
-
-@pytest.mark.parametrize("name", DISTRIBUTIONS)
-def test_an_ensemble_is_a_loop_over_members(name):
-    distribution, structure, packed = DISTRIBUTIONS[name]
-    pruner = eqsparse.MagnitudePruning(
-        optax.adam(0.05), distribution=distribution, structure=structure, packed=packed,
-        schedule=eqsparse.Polynomial(1, 5, 2),
-    )  # fmt: skip
-    nets = members()
-    model, state = eqx.filter_jit(eqx.filter_vmap(pruner.init))(nets)
-    loop = [pruner.init(pick(nets, i)) for i in range(3)]
-    step = eqx.filter_jit(eqx.filter_vmap(pruner.step))
-    for t in range(7):
-        g = random_like(model, t)
-        model, state = step(model, g, state)
-        loop = [pruner.step(m, pick(g, i), s) for i, (m, s) in enumerate(loop)]
-        for i, (m, s) in enumerate(loop):
-            for path, mask in eqsparse.get_masks(m).items():
-                np.testing.assert_array_equal(dense(model, path)[i], mask)
-            for a, b in zip(jax.tree.leaves(pick((model, state), i)), jax.tree.leaves((m, s)), strict=True):
-                np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), atol=1e-6)
-    assert not np.array_equal(dense(model)[0], dense(model)[1])  # each its own
-
-
-def differ(masks):
-    masks = [np.asarray(m).ravel() for m in masks]
-    return all(not np.array_equal(a, b) for i, a in enumerate(masks) for b in masks[:i])
+    return masks_of(model)[path]
 
 
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from members import alike, differ, epoch, KEY, masks_of, networks, pick, random_like
 
 import eqsparse
 
@@ -42,7 +43,6 @@ def test_eight_networks_in_one_program():
     swept, alone = eqx.filter_jit(eqx.filter_vmap(step)), eqx.filter_jit(step)
     pruners, models, states = eqx.filter_vmap(make)(*map(jnp.asarray, settings))
     each = [make(*map(jnp.asarray, one)) for one in zip(*settings, strict=True)]
-    pick = lambda tree, i: jax.tree.map(lambda a: a[i] if eqx.is_array(a) else a, tree)
     moved = np.zeros(8, bool)
     for _ in range(STEPS):
         before = np.asarray(eqsparse.get_masks(models)["0.weight"])
@@ -60,6 +60,81 @@ def test_eight_networks_in_one_program():
     # Full and empty masks have nothing to swap, nor has a drop fraction of 0 (the first) or the last update.
     assert moved.tolist() == [False, True, True, True, True, True, False, False]
     assert len(traced) == 2
+
+
+RUNS = {"structure": eqsparse.NM(2, 4)}
+WINDOW = eqsparse.Periodic(1, 4, 2)
+
+# Name → a pruner of its settings, and the settings.
+SETTINGS = {
+    "fisher": (
+        lambda o, sparsity, decay, at: eqsparse.GradualPruning(
+            o, criterion=eqsparse.Fisher(decay), distribution=sparsity, schedule=eqsparse.OneShot(at), **RUNS
+        ),
+        ([0.5, 0.5, 0.25], [0.5, 0.9, 0.9], [3, 4, 4]),
+    ),
+    "movement": (
+        lambda o, sparsity, start, stop, power: eqsparse.MovementPruning(
+            o, distribution=sparsity, schedule=eqsparse.Polynomial(start, stop, 1, power), **RUNS
+        ),
+        ([0.5, 0.25, 0.5], [0, 1, 3], [4, 2, 3], [3.0, 1.0, 1.0]),
+    ),
+    "random ste": (
+        lambda o, sparsity, seed: eqsparse.RandomSTE(o, distribution=sparsity, key=jax.random.key(seed), **RUNS),
+        ([0.5, 0.25, 0.5], [0, 1, 2]),
+    ),
+    "static": (
+        lambda o, sparsity, seed: eqsparse.StaticSparse(o, distribution=sparsity, key=jax.random.key(seed), **RUNS),
+        ([0.5, 0.25, 0.5], [0, 1, 2]),
+    ),
+    "sr-ste": (
+        lambda o, sparsity, decay: eqsparse.SRSTE(o, distribution=sparsity, decay=decay, **RUNS),
+        ([0.5, 0.25, 0.5], [0.0, 0.1, 4.0]),
+    ),
+    "snfs": (
+        lambda o, sparsity, fraction, momentum: eqsparse.SNFS(
+            o, distribution=sparsity, schedule=WINDOW, key=KEY, drop_fraction=fraction, momentum=momentum, **RUNS
+        ),
+        ([0.5, 0.25, 0.5], [1.0, 0.5, 0.5], [0.0, 0.5, 0.9]),
+    ),
+    "top-kast": (
+        lambda o, sparsity, backward, decay: eqsparse.TopKAST(
+            o, distribution=sparsity, backward_sparsity=backward, decay=decay, schedule=WINDOW, **RUNS
+        ),
+        ([0.5, 0.25, 0.5], [0.25, 0.0, 0.5], [0.1, 0.1, 0.0]),
+    ),
+    "ac/dc": (
+        lambda o, sparsity, *when: eqsparse.ACDC(o, distribution=sparsity, schedule=eqsparse.Alternating(*when), **RUNS),
+        ([0.5, 0.25, 0.5], [0, 1, 0], [4, 4, 5], [1, 1, 2], [2, 1, 1]),
+    ),
+    "lottery": (
+        lambda o, sparsity, rounds, steps, rewind: eqsparse.LotteryTicket(
+            o, distribution=sparsity, rounds=rounds, steps=steps, rewind=rewind, **RUNS
+        ),
+        ([0.5, 0.25, 0.5], [2, 1, 1], [2, 3, 4], [0, 1, 3]),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_settings_of_each(name):
+    """Three networks from one, in one program; and each alone, in one program for all."""
+    make, settings = SETTINGS[name]
+    optim = optax.sgd(0.05, momentum=0.9)
+    train = lambda settings, net, grads: epoch(make(optim, *settings), net, grads)
+    net = pick(networks([(8, 6)]), 0)
+    grads = random_like(net, 0, STEPS)
+    _, swept = eqx.filter_jit(eqx.filter_vmap(train, in_axes=(0, None, None)))(
+        tuple(map(jnp.asarray, settings)), net, grads
+    )
+    alone = eqx.filter_jit(train)
+    for i, one in enumerate(zip(*settings, strict=True)):
+        _, run = alone(tuple(map(jnp.asarray, one)), net, grads)
+        np.testing.assert_array_equal(masks_of(swept[0])["0.weight"][i], masks_of(run[0])["0.weight"])
+        alike(pick(swept, i), run)
+    masks, weights = masks_of(swept[0])["0.weight"], np.asarray(swept[0][0].layer.weight)
+    assert differ(np.where(masks, weights, 0))
+    assert [int(each[-1].sum()) for each in masks] == [{0.5: 24, 0.25: 36}[sparsity] for sparsity in settings[0]]
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""Ways to write a training loop: accumulated gradients, mixed precision, checkpointed layers, donation, one `scan`."""
+"""Ways to write a training loop: accumulated gradients, mixed precision, checkpointed layers, donation, one `scan`.
+
+(Every pruner within one `scan`: `test_ensembles_of_all.py`.)
+"""
 
 import equinox as eqx
 import jax

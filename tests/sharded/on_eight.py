@@ -19,6 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P  # noqa: E4
 import eqsparse  # noqa: E402
 
 LAYOUTS = (P(("a", "b"), None), P(None, ("a", "b")), P("a", "b"))  # fully sharded, tensor parallel, both
+OF_MEMBERS = (P("a", "b", None), P("a", None, "b"))
 NOT_SUMS = ("all-gather", "all-to-all", "collective-permute", "reduce-scatter")
 
 
@@ -30,7 +31,7 @@ def place(tree, mesh, specs):
     """A model (or gradients for many steps), the weights of each layer by its layout."""
 
     def lay(spec):
-        to = lambda x: NamedSharding(mesh, P(*(None,) * (x.ndim - 2), *spec))
+        to = lambda x: NamedSharding(mesh, P(*(None,) * (x.ndim - len(spec)), *spec))
         return lambda x: jax.device_put(x, to(x)) if eqx.is_array(x) else x
 
     return {path: jax.tree.map(lay(specs[path]), layer) for path, layer in tree.items()}
@@ -45,25 +46,26 @@ def moved(compiled):
 def astray(tree, mesh, spec):
     """The arrays of a weight's shape (or that of its packed mask) that do not lie as the weight."""
     here = NamedSharding(mesh, spec)
-    arrays = [x for x in jax.tree.leaves(tree) if eqx.is_array(x) and x.ndim == 2]
+    arrays = [x for x in jax.tree.leaves(tree) if eqx.is_array(x) and x.ndim == len(spec)]
     assert arrays
-    return [f"{x.shape} by {x.sharding}" for x in arrays if not x.sharding.is_equivalent_to(here, 2)]
+    return [f"{x.shape} by {x.sharding}" for x in arrays if not x.sharding.is_equivalent_to(here, x.ndim)]
 
 
 def trained(case, mesh, at):
     """Masks and weights of one case, and what is wrong with how it is laid out."""
-    name, structures, _ = case
-    specs = {path: LAYOUTS[(at + i) % 3] for i, path in enumerate(structures)}
-    plain = cases.model_of(structures)
+    name, structures, _, way = case
+    layouts = OF_MEMBERS if way in ("members", "stacked") else LAYOUTS
+    specs = {path: layouts[(at + i) % len(layouts)] for i, path in enumerate(structures)}
+    plain = cases.model_of(structures, way)
     model, grads = place(plain, mesh, specs), place(cases.gradients(plain), mesh, specs)
-    compiled = eqx.filter_jit(cases.train).lower(cases.pruner_of(name, structures), model, grads).compile()
-    start, along, (masked, state) = compiled(cases.pruner_of(name, structures), model, grads)
+    inputs = way, cases.pruner_of(name, structures), model, grads
+    compiled = eqx.filter_jit(cases.train).lower(*inputs).compile()
+    start, along, (weights, state) = compiled(*inputs)
     masks = {f"{path}/{t}": np.asarray(m) for path in start for t, m in enumerate([start[path], *along[path]])}
-    weights = {path: np.asarray(layer.weight) for path, layer in masked.items()}
-    wrong = [where for path, spec in specs.items() for where in astray((start[path], masked[path]), mesh, spec)]
+    wrong = [where for path, spec in specs.items() for where in astray((start[path], weights[path]), mesh, spec)]
     if len(specs) == 1:
         wrong += astray((state, *start.values()), mesh, next(iter(specs.values())))
-    return {"moved": moved(compiled.compiled), "astray": wrong}, masks | weights
+    return {"moved": moved(compiled.compiled), "astray": wrong}, masks | jax.tree.map(np.asarray, weights)
 
 
 def by_hand(kind, spec):
@@ -73,6 +75,7 @@ def by_hand(kind, spec):
         model, pruner, loss, batch = cases.regression()
         lay = eqx.filter_shard if kind == "Auto" else jax.device_put
         model = lay(model, NamedSharding(mesh, spec))
+        chosen = cases.pruned(eqsparse.SNIP(distribution=0.75, packed=True), {"x": model})["x"]
         batch = jax.device_put(batch, NamedSharding(mesh, P(("a", "b"))))
         masked, state = pruner.init(model)
         born = astray((masked, state), mesh, spec)
@@ -90,12 +93,13 @@ def by_hand(kind, spec):
                 np.testing.assert_array_equal(shard.data, whole[shard.index])
         again = eqsparse.set_masks(masked, {"weight": np.ones(masked.weight.shape, bool)})
         figures = {
-            "astray": born + astray((masked, state, again), mesh, spec),
+            "astray": born + astray((masked, state, again, chosen), mesh, spec),
             "compiled again": len(compiled),
             "moved": moved(eqx.filter_jit(pruner.step).lower(masked, grads, state).compile().compiled),
             "kept": masked.masks["weight"].nnz(),
         }
-    return figures, {f"by hand {kind}/{t}": m for t, m in enumerate(everywhere)}
+    along = {f"by hand {kind}/{t}": m for t, m in enumerate(everywhere)}
+    return figures, along | {f"by hand {kind}/chosen": np.asarray(chosen.masks["weight"].bits)}
 
 
 STRADDLING = {
@@ -108,22 +112,21 @@ STRADDLING = {
 
 
 def refused(name):
-    """What `init` says, and (once: it compiles) whether it takes the layout that it says would do."""
+    """What `prune` and `init` say, and (once: it compiles) whether `init` takes the layout that it says would do."""
     structure, spec, shape, packed = STRADDLING[name]
     mesh = mesh_of("Auto")
     layer = eqx.nn.Linear(shape[1], shape[0], use_bias=False, key=cases.KEY)
     pruner = eqsparse.MagnitudePruning(distribution=0.5, structure=structure, packed=packed)
     lay = lambda spec: {"head": eqx.filter_shard(layer, NamedSharding(mesh, spec))}
-    try:
-        pruner.init(lay(spec))
-    except ValueError as error:
-        message = str(error)
-        would_do = eval(
-            re.search(r"`(P(?:artitionSpec)?\(.*\))` it would do", message)[1], {"P": P, "PartitionSpec": P}
-        )
-        taken = [] if name != "a run of bytes" else astray(pruner.init(lay(would_do))[0], mesh, would_do)
-        return {"message": message, "spec": list(would_do), "astray": taken}
-    return {"message": "no error"}
+    said = []
+    for start in (pruner.prune, pruner.init):
+        try:
+            start(lay(spec))
+        except ValueError as error:
+            said.append(str(error))
+    would_do = eval(re.search(r"`(P(?:artitionSpec)?\(.*\))` it would do", said[0])[1], {"P": P, "PartitionSpec": P})
+    taken = [] if name != "a run of bytes" else astray(pruner.init(lay(would_do))[0], mesh, would_do)
+    return {"messages": said, "spec": list(would_do), "astray": taken}
 
 
 def main(folder):

@@ -12,8 +12,10 @@ import equinox as eqx
 import numpy as np
 import pytest
 
+import eqsparse
+
 HERE = pathlib.Path(__file__).parent
-NAMES = [f"{name}, {kind}" for name, (*_, kinds) in cases.cases().items() for kind in kinds]
+NAMES = [f"{name}, {kind}" for name, (_, _, kinds, _) in cases.cases().items() for kind in kinds]
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +40,12 @@ def on_one():
 
     def trained(name):
         if name not in found:
-            pruner, structures, _ = cases.cases()[name]
-            model = cases.model_of(structures)
-            made = eqx.filter_jit(cases.train)(cases.pruner_of(pruner, structures), model, cases.gradients(model))
-            start, along, (masked, _) = made
+            pruner, structures, _, way = cases.cases()[name]
+            model = cases.model_of(structures, way)
+            made = eqx.filter_jit(cases.train)(way, cases.pruner_of(pruner, structures), model, cases.gradients(model))
+            start, along, (weights, _) = made
             masks = {f"{path}/{t}": m for path in start for t, m in enumerate([start[path], *along[path]])}
-            found[name] = masks | {path: layer.weight for path, layer in masked.items()}
+            found[name] = masks | weights
         return found[name]
 
     return trained
@@ -74,9 +76,11 @@ def test_gradients_of_a_mean_over_devices_grow_the_same_weights(on_eight):
         masked, state = pruner.step(masked, eqx.filter_jit(eqx.filter_grad(loss))(masked, *batch), state)
         masks.append(masked.masks["weight"].bits)
     assert any((a != b).any() for a, b in itertools.pairwise(masks))
+    chosen = cases.pruned(eqsparse.SNIP(distribution=0.75, packed=True), {"x": model})["x"].masks["weight"]
     for kind in cases.KINDS:
         for t, mask in enumerate(masks):
             np.testing.assert_array_equal(arrays[f"by hand {kind}/{t}"], mask)
+        np.testing.assert_array_equal(arrays[f"by hand {kind}/chosen"], chosen.bits)
         kept = cases.OUT * cases.IN // 4
         assert figures["by hand"][kind] == {"astray": [], "compiled again": 0, "moved": {}, "kept": kept}
 
@@ -93,7 +97,9 @@ def test_gradients_of_a_mean_over_devices_grow_the_same_weights(on_eight):
 )
 def test_groups_that_shards_cut_are_refused(on_eight, name, rule, cut, spec):
     found = on_eight[0]["refused"][name]
-    assert found["message"].startswith(f"`{rule}` must have its groups ({cut}) whole on each device")
-    assert "Got `head.weight` of shape (" in found["message"]
+    pruning, beginning = found["messages"]
+    assert pruning == beginning
+    assert pruning.startswith(f"`{rule}` must have its groups ({cut}) whole on each device")
+    assert "Got `head.weight` of shape (" in pruning
     assert found["spec"] == spec
     assert found["astray"] == []
