@@ -62,11 +62,11 @@ def test_table_and_figure(quickstart, tmp_path, capsys):
     assert pruned == exported
     # Layers of 64·64, 64·64 and 64·10 weights keep 409.6, 409.6 and 64 of them, rounded.
     assert table["weights kept"] == ["8,832 (100%)", "884 (10%)", "884 (10%)"]
-    # Four bytes for each weight and each of 138 biases; one for each mask entry; eight for each stored weight, and
+    # Four bytes for each weight and each of 138 biases; one for each mask entry; six for each stored weight, and
     # four for each row's pointer, one more than rows.
     assert (4 * (8832 + 138), 4 * (8832 + 138) + 8832) == (35880, 44712)
-    assert 8 * 884 + 4 * (65 + 65 + 11) + 4 * 138 == 8188
-    assert table["bytes"] == ["35,880 (100%)", "44,712 (125%)", "8,188 (23%)"]
+    assert 6 * 884 + 4 * (65 + 65 + 11) + 4 * 138 == 6420
+    assert table["bytes"] == ["35,880 (100%)", "44,712 (125%)", "6,420 (18%)"]
     for label in ("ms, batch of 128", "ms, batch of 1"):
         for cell in table[label]:
             median, low, high = map(float, re.fullmatch(r"([\d.]+) \(([\d.]+)–([\d.]+)\)", cell).groups())
@@ -127,7 +127,8 @@ def test_a_wrong_export_fails(quickstart, tmp_path, monkeypatch):
     export = eqsparse.to_bcoo
 
     def wrong(model):
-        return quickstart.eqx.tree_at(lambda model: model.layers[0].values, export(model), replace_fn=lambda v: -v)
+        values = lambda model: model.layers[0].layer.weight.values
+        return quickstart.eqx.tree_at(values, export(model), replace_fn=lambda v: -v)
 
     monkeypatch.setattr(eqsparse, "to_bcoo", wrong)
     with pytest.raises(SystemExit, match="does not predict the same"):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Shaped, UInt, UInt32
+from jaxtyping import Array, Bool, Shaped, UInt, UInt32
 
 from . import limbs as w
 from .keys import raised, sort_key
@@ -181,21 +181,14 @@ def _thresholds(heats: Sequence[Heat]) -> list[Bracket]:
 
     Keys of many groups are searched byte by byte: one byte of each stands in memory and is read in a pass.
     """
-    if on_one_device():  # one after the other: scratch memory for one
-        return [bracket for heat in heats for bracket in _digit_by_digit([heat])]
-    return _digit_by_digit(heats)
-
-
-def _digit_by_digit(heats: Sequence[Heat]) -> list[Bracket]:
-    def narrow(place: Int[Array, ""] | int, brackets: list[Bracket]) -> list[Bracket]:
-        digits = [_Digit.of_keys(heat, place) for heat in heats]
-        found = bisect([_digit_search(*searched) for searched in zip(heats, brackets, digits, strict=True)])
-        return [_narrowed(*all_) for all_ in zip(heats, brackets, digits, found, strict=True)]
-
-    start = [_everything(heat) for heat in heats]
-    places = max(_bits(heat) // _width(heat) for heat in heats)
-    # In a loop: a place takes as long to compile as all.
-    return narrow(0, start) if places == 1 else jax.lax.fori_loop(0, places, narrow, start)
+    brackets = [_everything(heat) for heat in heats]
+    digits = [_digits(heat) for heat in heats]
+    for place in range(max(len(d) for d in digits)):
+        there = [i for i, d in enumerate(digits) if place < len(d)]
+        found = bisect([_digit_search(heats[i], brackets[i], digits[i][place]) for i in there])
+        for i, bracket in zip(there, found, strict=True):
+            brackets[i] = _narrowed(heats[i], brackets[i], digits[i][place], bracket)
+    return brackets
 
 
 def _everything(heat: Heat) -> Bracket:
@@ -210,30 +203,20 @@ def _everything(heat: Heat) -> Bracket:
 
 
 class _Digit(NamedTuple):
-    """`width` bits of a key, from the one of value `2**shift` on.
+    """`width` bits of a key of `bits`, from the one of value `2**shift` on."""
 
-    - `there`: False for the places after the last of shorter keys than others, which are searched beside them.
-    """
-
-    shift: UInt32[Array, ""]
+    shift: int
     width: int
-    there: Bool[Array, ""] | bool
-
-    @staticmethod
-    def of_keys(heat: Heat, place: Int[Array, ""] | int) -> "_Digit":
-        """The digit at a place, counted from the highest."""
-        bits, width = _bits(heat), _width(heat)
-        last = bits // width - 1
-        at = jnp.minimum(jnp.asarray(place, jnp.uint32), last)
-        return _Digit(jnp.uint32(width) * (last - at), width, place <= last)
+    bits: int
 
     def of(self, keys: UInt[Array, "..."], low: UInt[Array, "..."]) -> UInt[Array, "..."]:
         """The digit where the digits before it are those of `low`, else 0."""
-        if self.width == 8 * keys.dtype.itemsize:
+        if self.width == self.bits:
             return keys
-        shift = self.shift.astype(keys.dtype)
-        before = (keys ^ low.astype(keys.dtype)) >> shift >> self.width
-        return jnp.where(before == 0, (keys >> shift).astype(jnp.uint8), jnp.uint8(0))
+        here, above = (keys >> self.shift).astype(jnp.uint8), self.shift + self.width
+        if above == self.bits:
+            return here
+        return jnp.where(keys >> above == low.astype(keys.dtype) >> above, here, jnp.uint8(0))
 
     def end(self, dtype) -> Shaped[Array, ""]:
         """Above each digit of a key."""
@@ -243,13 +226,11 @@ class _Digit(NamedTuple):
 _MANY = 2**16  # groups
 
 
-def _bits(heat: Heat) -> int:
-    return 8 * _key_dtype(heat).itemsize
-
-
-def _width(heat: Heat) -> int:
-    """The bits of a digit. The keys of few groups are searched as a whole."""
-    return 8 if max(c.scores.size for c in heat.contests) >= _MANY else _bits(heat)
+def _digits(heat: Heat) -> list[_Digit]:
+    """From the highest to the lowest. The keys of few groups are searched as a whole: less to compile."""
+    bits = 8 * _key_dtype(heat).itemsize
+    width = 8 if max(c.scores.size for c in heat.contests) >= _MANY else bits
+    return [_Digit(shift, width, bits) for shift in range(bits - width, -1, -width)]
 
 
 def _key_dtype(heat: Heat) -> np.dtype:
@@ -271,14 +252,13 @@ def _digit_search(heat: Heat, bracket: Bracket, digit: _Digit) -> Search:
         return [jnp.stack(found) for found in zip(*by_array, strict=True)]
 
     low = jnp.zeros_like(bracket.low)
-    end = jnp.where(digit.there, digit.end(low.dtype), 0)
-    return Search(counts, heat.k, bracket._replace(low=low, high=low + end))
+    return Search(counts, heat.k, bracket._replace(low=low, high=low + digit.end(low.dtype)))
 
 
 def _narrowed(heat: Heat, bracket: Bracket, digit: _Digit, found: Bracket) -> Bracket:
     """The bracket, by one digit more where it was not exact before."""
-    exact = w.equal(w.total(bracket.count_low), heat.k) | ~jnp.asarray(digit.there)
-    place = lambda d: bracket.low + (d << digit.shift.astype(d.dtype))
+    exact = w.equal(w.total(bracket.count_low), heat.k)
+    place = lambda d: bracket.low + (d << digit.shift)
     low = jnp.where(exact, bracket.low, place(found.low))
     high = jnp.where(exact | (found.high == digit.end(found.high.dtype)), bracket.high, place(found.high))
     return found._replace(low=low, high=high)
