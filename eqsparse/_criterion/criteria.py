@@ -5,7 +5,7 @@ from typing import final
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Inexact, Key, Real, UInt32
+from jaxtyping import Array, Inexact, PRNGKeyArray, Real, UInt32
 
 from .._mask import made_as
 from .._selection import in_float32, on_one_device
@@ -34,11 +34,11 @@ class Random(AbstractCriterion):
 
     needs = ("key",)
 
-    def score(self, weight: Inexact[Array, "*shape"], *, key: Key[Array, ""]) -> UInt32[Array, "*shape"]:
+    def score(self, weight: Inexact[Array, "*shape"], *, key: PRNGKeyArray) -> UInt32[Array, "*shape"]:
         return made_as(lambda key: _lots(key, weight.shape), weight, key)
 
 
-def _lots(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "*shape"]:
+def _lots(key: PRNGKeyArray, shape: tuple[int, ...]) -> UInt32[Array, "*shape"]:
     """Random bits. Of a large array each part has a key of its own: drawn at once they take four times as much scratch
     memory as there are lots."""
     draw = lambda shape: lambda key: jax.random.bits(key, shape, jnp.uint32)
