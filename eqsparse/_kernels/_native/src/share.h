@@ -33,7 +33,8 @@ inline void share(std::initializer_list<int64_t> phases, int64_t workers, const 
     for (int64_t spins = 0; state.done.load(std::memory_order_acquire) < tasks; ++spins)
       if (spins > 100) std::this_thread::yield();
   };
-  auto work = [&](State& state, int64_t task, int64_t worker) {
+  // Once a helper's last task is done the caller may be gone, and all that is captured here: `total` is a copy.
+  auto work = [&](State& state, int64_t total, int64_t task, int64_t worker) {
     for (; task < total; task = state.next.fetch_add(1)) {
       int phase = 0;
       while (task >= ends[phase]) ++phase;
@@ -46,9 +47,9 @@ inline void share(std::initializer_list<int64_t> phases, int64_t workers, const 
   for (int64_t worker = 1; worker < std::min(workers, total); ++worker)
     schedule([state, total, worker, &work] {
       int64_t task = state->next.fetch_add(1);
-      if (task < total) work(*state, task, worker);  // else the caller, and `work` with it, may be gone
+      if (task < total) work(*state, total, task, worker);  // else the caller, and `work` with it, may be gone
     });
-  work(*state, state->next.fetch_add(1), 0);
+  work(*state, total, state->next.fetch_add(1), 0);
   wait_for(*state, total);
 }
 
