@@ -9,7 +9,8 @@ import jax
 from .._kernels import available
 from ._layout import AbstractLayout, DenseLayout, LAYOUTS
 from ._layout.host import Slices
-from .latency import seconds_of
+from .conv import is_convolution, typical_window
+from .latency import Convolutions, Products, seconds_of
 
 # Faster by less than this is no reason to leave dense.
 _MARGIN = 0.9
@@ -27,26 +28,35 @@ class Smallest:
 
 @dataclasses.dataclass(frozen=True)
 class Fastest:
-    """The layout of the fastest product with a batch, by measurement, of those smaller than dense.
+    """The layout of the fastest product or convolution with a batch, by measurement, of those smaller than dense.
 
-    Where the layer does no product with all of its weight, dense is the fastest: a convolution (see `convolve`), the
-    look-up of an embedding, a module that takes its weights as arrays.
+    Where the layer has neither, dense is the fastest: the look-up of an embedding, a transposed or depthwise
+    convolution, a module that takes its weights as arrays.
     """
 
     batch: int
 
     def __call__(self, slices: Slices, layer: Any) -> AbstractLayout:
-        if type(layer) not in _MULTIPLYING or 0 in slices.kept.shape:
+        task, candidates = self._task(layer)
+        if task is None or 0 in slices.kept.shape:
             return dense(slices, "fastest")
         sizes = sizes_of(slices)
-        candidates = _CANDIDATES + _WITH_KERNELS if jax.default_backend() == "cpu" and available() else _CANDIDATES
         names = [name for name in candidates if sizes.get(name, sizes["dense"]) < sizes["dense"]]
         one = slices._replace(stack=(), weights=slices.weights[:1], kept=slices.kept[:1])
-        seconds = seconds_of({name: LAYOUTS[name].encode(one) for name in [*names, "dense"]}, self.batch)
+        seconds = seconds_of({name: LAYOUTS[name].encode(one) for name in [*names, "dense"]}, task)
         best = min(seconds, key=lambda name: seconds[name])
         if best == "dense" or seconds[best] > _MARGIN * seconds["dense"]:
             return dense(slices, "fastest")
         return LAYOUTS[best].encode(slices)
+
+    def _task(self, layer: Any) -> tuple[Products | Convolutions | None, tuple[str, ...]]:
+        """What the layer does with its weight, and the layouts that may be the fastest at it."""
+        has_kernels = jax.default_backend() == "cpu" and available()
+        if type(layer) in _MULTIPLYING:
+            return Products(self.batch), _CANDIDATES + _WITH_KERNELS if has_kernels else _CANDIDATES
+        if is_convolution(layer) and has_kernels:
+            return Convolutions(min(self.batch, _IMAGES), typical_window(layer)), _CONVOLVING
+        return None, ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,4 +110,6 @@ def dense(slices: Slices, reason: str) -> DenseLayout:
 
 _CANDIDATES = ("fixed_fanin", "bcsr", "block")
 _WITH_KERNELS = ("nm",)  # without kernels of our own it is never the fastest, and takes seconds to time
+_CONVOLVING = ("bcsr",)  # on kernels of our own; without, every layout makes its weight dense first
+_IMAGES = 16  # the most that a convolution is timed with: what more of them take is in proportion
 _MULTIPLYING = (eqx.nn.Linear, eqx.nn.GRUCell, eqx.nn.LSTMCell)

@@ -1,25 +1,27 @@
 """How fast layouts are here: measured once for each shape, and remembered.
 
-What is timed is the product of the very layouts to choose from with a batch, compiled, taking turns, and the quickest
-turn of each counts: on a busy machine, a median picks whichever was disturbed less. The figures stay in memory and in
+What is timed is the very layouts to choose from at their task, compiled, taking turns, and the quickest turn of each
+counts: on a busy machine, a median picks whichever was disturbed less. The figures stay in memory and in
 the user's cache folder, by device, JAX version, our own kernels, shapes and batch: the same model gets the same layouts
 again.
 """
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
-from .._kernels import fingerprint
+from .._kernels import fingerprint, Window
 from ._layout import AbstractLayout
 
 _ROUNDS = 9
@@ -28,11 +30,36 @@ _FEWEST_SECONDS = 2e-3  # a round repeats what takes less
 _known: dict[str, dict[str, float]] = {}
 
 
-def seconds_of(layouts: Mapping[str, AbstractLayout], batch: int) -> dict[str, float]:
-    """Seconds of `vmap(layout @ x)` for a batch, by name of the layout."""
-    key = _key(layouts, batch)
+class Products(NamedTuple):
+    """With vectors, so many at a time."""
+
+    batch: int
+
+    def run(self, layout: AbstractLayout, x: Array) -> Array:
+        return layout.operand() @ x
+
+    def shape_of_one(self, layout: AbstractLayout) -> tuple[int, ...]:
+        return (layout.shape[1],)
+
+
+class Convolutions(NamedTuple):
+    """With images, so many at a time."""
+
+    batch: int
+    window: Window
+
+    def run(self, layout: AbstractLayout, x: Array) -> Array:
+        return layout.convolve(x, self.window)
+
+    def shape_of_one(self, layout: AbstractLayout) -> tuple[int, ...]:
+        return (layout.shape[1] // math.prod(self.window.kernel), *self.window.in_sizes)
+
+
+def seconds_of(layouts: Mapping[str, AbstractLayout], task: Products | Convolutions) -> dict[str, float]:
+    """Seconds of the task under `vmap`, by name of the layout."""
+    key = _key(layouts, task)
     if key not in _known:
-        _known[key] = _read(key) or _measure(layouts, batch)
+        _known[key] = _read(key) or _measure(layouts, task)
         _write(key, _known[key])
     return _known[key]
 
@@ -42,10 +69,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eqsparse"
 
 
-def _measure(layouts: Mapping[str, AbstractLayout], batch: int) -> dict[str, float]:
+def _measure(layouts: Mapping[str, AbstractLayout], task: Products | Convolutions) -> dict[str, float]:
     first = next(iter(layouts.values()))
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((batch, first.shape[1])), first.dtype)
-    run = lambda layout, x: jax.vmap(lambda x: layout.operand() @ x)(x)
+    shape = (task.batch, *task.shape_of_one(first))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal(shape), first.dtype)
+    run = lambda layout, x: jax.vmap(lambda x: task.run(layout, x))(x)
     compiled = {name: jax.jit(run).lower(layout, x).compile() for name, layout in layouts.items()}
     times: dict[str, list[float]] = {name: [] for name in layouts}
     repeats = dict.fromkeys(layouts, 1)
@@ -62,11 +90,11 @@ def _measure(layouts: Mapping[str, AbstractLayout], batch: int) -> dict[str, flo
     return {name: min(found) for name, found in times.items()}  # what other work adds only lengthens
 
 
-def _key(layouts: Mapping[str, AbstractLayout], batch: int) -> str:
+def _key(layouts: Mapping[str, AbstractLayout], task: Products | Convolutions) -> str:
     device = jax.devices()[0]
     shapes = {name: [str(jax.tree.structure(x)), *map(_shown, jax.tree.leaves(x))] for name, x in layouts.items()}
     kernels = fingerprint() if device.platform == "cpu" else ""
-    what = ["quickest", device.platform, device.device_kind, _processor(), jax.__version__, kernels, batch, shapes]
+    what = ["quickest", device.platform, device.device_kind, _processor(), jax.__version__, kernels, str(task), shapes]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
 
 

@@ -15,7 +15,7 @@ from .._layers import AbstractMasked
 from .._sites import replace_fields
 from ._layout import AbstractLayout
 from ._layout.host import Slices, slices_of
-from .conv import is_product, multiply_channels
+from .conv import can_convolve, convolve
 
 
 class Form(NamedTuple):
@@ -54,8 +54,8 @@ class SparseLayer(eqx.Module):
     """A layer whose weights are layouts, for inference and fine-tuning. Made by `eqsparse.export`.
 
     Called as the layer it holds. `eqx.nn.Linear`, `Embedding`, `GRUCell` and `LSTMCell` run on products and rows of
-    their layouts; convolutions (but for those with kernels of one position, which are products)
-    and other modules (under `eqsparse.Masked`) rebuild their weights when called.
+    their layouts, convolutions on eqsparse's kernels where there are some. Elsewhere convolutions rebuild their weight
+    when called; transposed and depthwise ones and other modules (under `eqsparse.Masked`) always do.
 
     Fields of the layer read through, a sparse weight as its layout (`sparse.weight.to_dense()`); its methods run on
     `materialise()`.
@@ -88,8 +88,8 @@ class SparseLayer(eqx.Module):
         if type(self.layer) in _MULTIPLYING:  # exactly: a subclass may do anything with its weight
             layouts = {name: layout.operand() for name, layout in self.weights.items()}
             return replace_fields(self.layer, layouts)(*args, **kwargs)
-        if is_product(self.layer) and args and jnp.ndim(args[0]) == self.layer.num_spatial_dims + 1:
-            return multiply_channels(self.layer, self.weights["weight"], args[0])
+        if "weight" in self.weights and can_convolve(self.layer, self.weights["weight"], args):
+            return convolve(self.layer, self.weights["weight"], args[0])
         if isinstance(self.layer, eqx.nn.Conv | eqx.nn.ConvTranspose):
             # On CPU a dense model copies all kernels at the start, to have channels last: this is no more. And chains
             # of convolutions can be fused, which they could not be if one had to end for the next kernel to be built.

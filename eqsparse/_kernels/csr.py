@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import sparse
-from jaxtyping import Array, Inexact, Int32
+from jaxtyping import Array, Inexact, Int32, Integer
 
 from .batch import over_batch
 from .plain import plain
@@ -121,6 +121,20 @@ def row_indices(row_pointers: Int32[Array, " ends"], count: int) -> Int32[Array,
     """The row of each of `count` stored entries; the number of rows for padding."""
     starts = jnp.zeros(count, jnp.int32).at[row_pointers[1:]].add(1, mode="drop", indices_are_sorted=True)
     return jnp.cumsum(starts, dtype=jnp.int32)
+
+
+def dense_csr(
+    values: Inexact[Array, " nnz"],
+    columns: Integer[Array, " nnz"],
+    row_pointers: Int32[Array, " ends"],
+    shape: tuple[int, int],
+) -> Inexact[Array, "out_size in_size"]:
+    """The matrix with its zeros."""
+    # Transposed: so a convolution on CPU takes its weight, and a product the other factor, without another copy.
+    # The first row begins at 0: a zero that is not there before the matrix is (see `not_before`).
+    dense = jnp.broadcast_to(row_pointers[0].astype(values.dtype), shape[::-1])
+    rows = row_indices(row_pointers, values.size)
+    return dense.at[columns.astype(jnp.int32), rows].set(values, mode="drop").T
 
 
 def _plain_product(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, Int32, Num
 
+from ..._kernels import Window
 from ..._model import nbytes
 from .host import Slices, slices_of
 
@@ -70,6 +71,23 @@ class AbstractLayout(eqx.Module):
     @abc.abstractmethod
     def product(self, x: Num[Array, "*batch in_size"]) -> Inexact[Array, "*batch out_size"]:
         """The matrix times each vector. Of a single matrix."""
+
+    def convolve(self, x: Num[Array, "channels ..."], window: Window) -> Inexact[Array, "out_size ..."]:
+        """One image (channels first) convolved with the matrix, whose columns are the channels of one tap of the
+        kernel, then those of the next. Of a single matrix.
+
+        Where a layout has no better way, a kernel of one position is a product, and for others the weight is made
+        dense.
+        """
+        decoded = self.decoded()
+        if type(decoded) is not type(self):
+            return decoded.convolve(x, window)
+        if window.is_product:
+            y = self.product(x.reshape(x.shape[0], -1).T).T
+        else:
+            dtype = jnp.result_type(self.values, x)
+            y = window.convolve(self.to_dense().astype(dtype), x.astype(dtype).reshape(1, -1))
+        return y.reshape(self.shape[0], *window.out_sizes)
 
     def decoded(self) -> "AbstractLayout":
         """The same matrix in the layout that rows are read from: what all of them need is computed once."""

@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import sparse
 from jaxtyping import Array, Bool, Inexact, Int32, Integer
 
-from ..._kernels import row_indices, spmm
+from ..._kernels import csr_convolution, dense_csr, row_indices, spmm, Window
 from .base import AbstractLayout
 from .host import counts, padded, Slices
 
@@ -90,18 +90,18 @@ class BCSRLayout(AbstractLayout):
     def product(self, x: Array) -> Inexact[Array, "*batch out_size"]:
         return spmm(self.values, self.columns, self.row_pointers, x, self.shape)
 
+    def convolve(self, x: Array, window: Window) -> Inexact[Array, "out_size *positions"]:
+        return csr_convolution(self.values, (self.columns, self.row_pointers), x, self.shape, window)
+
 
 def csr_rows(
     values: Array, columns: Array, pointers: Array, start: Array, count: int, shape: tuple[int, int], widest: int
 ) -> Inexact[Array, "count in_size"]:
     """Rows `start` to `start + count` of a CSR matrix: only a window of its entries is read."""
-    nnz = values.shape[0]
-    # Transposed: so a convolution on CPU takes its weight, and a product the other factor, without another copy.
-    # The first row begins at 0: a zero that is not there before the matrix is (see `not_before`).
-    dense = jnp.broadcast_to(pointers[0].astype(values.dtype), (shape[1], count))
     if count == shape[0]:
-        columns = columns.astype(jnp.int32)
-        return dense.at[columns, row_indices(pointers, nnz)].set(values, mode="drop").T
+        return dense_csr(values, columns, pointers, shape)
+    nnz = values.shape[0]
+    dense = jnp.broadcast_to(pointers[0].astype(values.dtype), (shape[1], count))  # as in `dense_csr`
     window = min(nnz, count * widest)
     ends = jax.lax.dynamic_slice_in_dim(pointers, start, count + 1)
     first = jnp.clip(ends[0], 0, nnz - window)

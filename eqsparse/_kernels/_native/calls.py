@@ -36,6 +36,21 @@ def calls(name: str, *numbers: str, fewest: int = 0) -> Faster:
     return Faster(product, transposed, sampled, functools.partial(serves, fewest))
 
 
+def calls_convolution(name: str) -> Faster:
+    """The convolution of a layout in the library. Its gradients are JAX's."""
+
+    def convolve(values: Array, *rest: Array, shape: tuple[int, int], window: Any) -> Array:
+        *indices, x = rest
+        before = [padding[0] for padding in window.padding]
+        numbers = [window.in_sizes, window.out_sizes, window.kernel, window.stride, window.dilation, before]
+        # Images of fewer than three axes have size 1 along the first ones.
+        fillings = [1, 1, 1, 1, 1, 0]
+        filled = [[filling] * (3 - len(sizes)) + [*sizes] for sizes, filling in zip(numbers, fillings, strict=True)]
+        return _call(f"{name}_convolution", (x.shape[0], shape[0]), values, *indices, jnp.array(filled, jnp.int32), x)
+
+    return Faster(convolve, None, None, functools.partial(serves, 0))
+
+
 def serves(fewest: int, platforms: tuple[str, ...], *arrays: Any) -> bool:
     """Whether the library's functions take such arrays: float32 or bfloat16, of known sizes, the last one dense,
     with that many examples or more, on a CPU."""

@@ -1,5 +1,6 @@
 // The products as XLA calls them. By its interface in C: that in C++ alone takes as long to compile as all the rest.
 
+#include "images.h"
 #include "layouts.h"
 #include "product.h"
 #include "xla/ffi/api/c_api.h"
@@ -126,9 +127,48 @@ const char* read_blocks(const Stored& a, const Use& f) {
                   a.in_size));
 }
 
-enum class Operation { kProduct, kTransposed, kSampled };
+enum class Operation { kProduct, kTransposed, kSampled, kConvolution };
 
 const char* const kNoMemory = "no memory to work in";
+const char* const kWrongPlaces = "columns must be below the size of the other factor, row pointers in order";
+
+template <class T>
+bool convolution(const Source& source, int64_t images, const Window& window, const Array& x, const Array& y,
+                 const Machine& machine) {
+  const Images<T> from(x.data, source.in_size / window.taps(), window), to(y.data, source.out_size, window);
+  return product(source, images * window.outputs(), from, to, machine);
+}
+
+// Arguments: the values, the arrays of indices, the window, then the images.
+const char* run_convolution(const XLA_FFI_CallFrame& frame, Read* read) {
+  Array arrays[5];
+  const int64_t count = frame.args.size;
+  if (count < 4 || count > 5 || frame.rets.size != 1) return "so many arrays are not taken";
+  for (int64_t i = 0; i < count; ++i) arrays[i] = Array(frame.args.args[i]);
+  const Array result(frame.rets.rets[0]), x = arrays[count - 1], numbers = arrays[count - 2];
+  Window window;
+  int64_t sizes[sizeof(window) / sizeof(int64_t)];
+  if (numbers.type != XLA_FFI_DataType_S32 || numbers.count() * sizeof(int64_t) != sizeof(window))
+    return "a window must be 18 numbers of int32";
+  for (int64_t i = 0; i < numbers.count(); ++i) sizes[i] = numbers.as<int32_t>()[i];
+  std::memcpy(&window, sizes, sizeof(window));
+  Stored a;
+  a.values = arrays[0];
+  for (int64_t i = 0; i < count - 3; ++i) a.indices[i] = arrays[i + 1];
+  const int64_t inputs = window.inputs(), outputs = window.outputs(), taps = window.taps();
+  if (inputs < 1 || outputs < 1 || taps < 1) return "a window must have sizes of 1 and more";
+  if (!a.values.is_float() || !x.is_float() || result.is_half() != x.is_half())
+    return "values must be float32 or bfloat16";
+  if (x.size(-1) % inputs || result.size(-1) % outputs) return "the window must be that of the images";
+  a.in_size = x.size(-1) / inputs * taps;
+  a.out_size = result.size(-1) / outputs;
+  const Call machine(frame);
+  return read(a, [&](const Source& source) -> const char* {
+    const auto convolve = x.is_half() ? convolution<BFloat16> : convolution<float>;
+    if (!convolve(source, x.size(-2), window, x, result, machine)) return kNoMemory;
+    return source.is_wrong ? kWrongPlaces : nullptr;
+  });
+}
 
 // Arguments: the values (but for samples), the arrays of indices, then `y` for samples, then the dense array.
 const char* run(const XLA_FFI_CallFrame& frame, Read* read, Operation operation) {
@@ -155,8 +195,7 @@ const char* run(const XLA_FFI_CallFrame& frame, Read* read, Operation operation)
         : operation == Operation::kProduct ? product(source, batch, dense.dense(), result.dense(), machine)
                                            : transposed_product(source, batch, dense.dense(), result.dense(), machine);
     if (!ok) return kNoMemory;
-    if (source.is_wrong) return "columns must be below the size of the other factor, row pointers in order";
-    return nullptr;
+    return source.is_wrong ? kWrongPlaces : nullptr;
   });
 }
 
@@ -173,7 +212,8 @@ XLA_FFI_Error* call(XLA_FFI_CallFrame* frame, Read* read, Operation operation) n
     metadata.state_type_id = XLA_FFI_UNKNOWN_TYPE_ID;
     return nullptr;
   }
-  const char* wrong = run(*frame, read, operation);
+  const bool is_convolution = operation == Operation::kConvolution;
+  const char* wrong = is_convolution ? run_convolution(*frame, read) : run(*frame, read, operation);
   if (!wrong) return nullptr;
   const bool is_memory = wrong == kNoMemory;
   return error(frame->api, is_memory ? XLA_FFI_Error_Code_RESOURCE_EXHAUSTED : XLA_FFI_Error_Code_INVALID_ARGUMENT,
@@ -191,7 +231,8 @@ XLA_FFI_Error* call(XLA_FFI_CallFrame* frame, Read* read, Operation operation) n
 #define EQSPARSE_EXPORT_LAYOUT(name, read)             \
   EQSPARSE_EXPORT(name, read, kProduct)                \
   EQSPARSE_EXPORT(name##_transposed, read, kTransposed) \
-  EQSPARSE_EXPORT(name##_sampled, read, kSampled)
+  EQSPARSE_EXPORT(name##_sampled, read, kSampled)       \
+  EQSPARSE_EXPORT(name##_convolution, read, kConvolution)
 
 EQSPARSE_EXPORT_LAYOUT(eqsparse_csr, read_csr)
 EQSPARSE_EXPORT_LAYOUT(eqsparse_bitmask, read_bitmask)

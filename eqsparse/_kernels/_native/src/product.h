@@ -46,7 +46,7 @@ class Machine {
 };
 
 // y = x Aᵀ. False without memory, as the others.
-bool product(const Source& a, int64_t examples, const Dense& x, const Dense& y, const Machine& machine);
+bool product(const Source& a, int64_t examples, const Examples& x, const Examples& y, const Machine& machine);
 
 // x = y A.
 bool transposed_product(const Source& a, int64_t examples, const Dense& y, const Dense& x, const Machine& machine);

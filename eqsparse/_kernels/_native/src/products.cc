@@ -18,6 +18,8 @@ int64_t rows_per_task(int64_t rows, int64_t workers, int64_t entries, int64_t ba
   return std::clamp<int64_t>(std::min(fair, cached), 8, kRows);
 }
 
+constexpr int64_t kStripsForEach = 4;  // strips for each worker, from which on each takes whole ones
+
 int64_t parts_of(int64_t size, int64_t part) { return (size + part - 1) / part; }
 
 // Calls `f` with two constants: the number of vectors of a strip (0 for a single example), and a column of the type
@@ -55,16 +57,47 @@ constexpr int64_t kPackColumns = 512;  // columns of a batch that one task lays 
 int64_t packing_tasks(int64_t size, const Batch& batch) { return batch.strips * parts_of(size, kPackColumns); }
 
 // One task of laying out a batch in strips.
-void pack(const Dense& dense, const Batch& batch, int64_t task, float* strips) {
-  const int64_t parts = parts_of(dense.size, kPackColumns), strip = task / parts, first = task % parts * kPackColumns;
-  dense.read(batch, strip, first, std::min(kPackColumns, dense.size - first),
-             strips + batch.first(strip) * dense.size + first * batch.lanes(strip));
+void pack(const Examples& examples, int64_t size, const Batch& batch, int64_t task, float* strips) {
+  const int64_t parts = parts_of(size, kPackColumns), strip = task / parts, first = task % parts * kPackColumns;
+  examples.read(batch, strip, first, std::min(kPackColumns, size - first),
+                strips + batch.first(strip) * size + first * batch.lanes(strip));
 }
 
-bool product(const Source& a, int64_t examples, const Dense& x, const Dense& y, const Machine& machine) {
+// Some rows times a strip.
+void multiply_strip(const Rows& rows, const float* strip, int64_t in_size, int64_t lanes, float* sums) {
+  for_lanes(lanes, rows, [&](auto n, auto column) {
+    using C = decltype(column);
+    if constexpr (n == 0) multiply_vector<C>(rows, strip, sums);
+    else multiply<n, C>(rows, strip, in_size, sums);
+  });
+}
+
+// Strip by strip: each is laid out by the worker that multiplies it, so it is in that core's cache, and only there.
+bool product_by_strips(const Source& a, const Batch& batch, const Examples& x, const Examples& y, int64_t workers,
+                       const Machine& machine) {
+  const int64_t step = std::min(a.out_size, kRows), size = a.in_size * batch.wide;
+  float* strips = machine.array<float>(workers * size);
+  float* sums = machine.array<float>(workers * step * kLanes);
+  const Rooms rooms(a, step, workers, machine);
+  if (!strips || !sums || !rooms.ok) return false;
+  machine.run({batch.strips}, workers, [&](int, int64_t strip, int64_t worker) {
+    float *from = strips + worker * size, *own = sums + worker * step * kLanes;
+    x.read(batch, strip, 0, a.in_size, from);
+    for (int64_t first = 0; first < a.out_size; first += step) {
+      const int64_t count = std::min(step, a.out_size - first);
+      const Rows rows = a.rows(first, count, rooms.of(worker));
+      multiply_strip(rows, from, a.in_size, batch.lanes(strip), own);
+      y.write(batch, strip, first, count, own);
+    }
+  });
+  return true;
+}
+
+bool product(const Source& a, int64_t examples, const Examples& x, const Examples& y, const Machine& machine) {
   const Batch batch(examples, a.in_size);
   if (examples == 0 || a.out_size == 0) return true;
   const int64_t workers = machine.workers(cost_of(a.stored, examples, a.in_size + a.out_size));
+  if (batch.strips >= kStripsForEach * workers) return product_by_strips(a, batch, x, y, workers, machine);
   const int64_t step = rows_per_task(a.out_size, workers, a.stored, examples), blocks = parts_of(a.out_size, step);
   float* strips = machine.array<float>(a.in_size * batch.all_lanes());
   float* sums = machine.array<float>(workers * step * kLanes);
@@ -72,18 +105,12 @@ bool product(const Source& a, int64_t examples, const Dense& x, const Dense& y, 
   if (!strips || !sums || !rooms.ok) return false;
 
   machine.run({packing_tasks(a.in_size, batch), blocks}, workers, [&](int phase, int64_t task, int64_t worker) {
-    if (phase == 0) return pack(x, batch, task, strips);
+    if (phase == 0) return pack(x, a.in_size, batch, task, strips);
     const int64_t first = task * step, count = std::min(step, a.out_size - first);
     const Rows rows = a.rows(first, count, rooms.of(worker));
     float* own = sums + worker * step * kLanes;
     for (int64_t strip = 0; strip < batch.strips; ++strip) {
-      const float* from = strips + batch.first(strip) * a.in_size;
-      const int64_t lanes = batch.lanes(strip);
-      for_lanes(lanes, rows, [&](auto n, auto column) {
-        using C = decltype(column);
-        if constexpr (n == 0) multiply_vector<C>(rows, from, own);
-        else multiply<n, C>(rows, from, a.in_size, own);
-      });
+      multiply_strip(rows, strips + batch.first(strip) * a.in_size, a.in_size, batch.lanes(strip), own);
       y.write(batch, strip, first, count, own);
     }
   });
@@ -128,7 +155,7 @@ bool transposed_product(const Source& a, int64_t examples, const Dense& y, const
   };
   machine.run({packing_tasks(a.out_size, batch), batch.strips * parts, packing_tasks(a.in_size, batch)}, workers,
               [&](int phase, int64_t task, int64_t worker) {
-                if (phase == 0) return pack(y, batch, task, strips);
+                if (phase == 0) return pack(y, a.out_size, batch, task, strips);
                 if (phase == 1) return add_rows(task, worker);
                 add_parts(task);
               });

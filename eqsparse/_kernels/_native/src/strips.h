@@ -74,25 +74,48 @@ void from_strip(const float* strip, int64_t stride, int64_t columns, int64_t exa
     for (int64_t c = 0; c < columns; ++c) store(rows + lane * stride + c, strip[c * lanes + lane]);
 }
 
-// A dense array of float or bfloat16, examples first.
-struct Dense {
-  void* data;
-  int64_t size;  // of an example
-  bool is_half;
+// What a product takes or gives: some examples, read and written as strips of some of their columns.
+class Examples {
+ public:
+  virtual ~Examples() = default;
 
-  // Some columns of a strip of examples, read or written.
+  // `strip[c][lane]`, zeros in lanes that are over.
+  virtual void read(int64_t example, int64_t examples, int64_t first, int64_t count, int64_t lanes,
+                    float* strip) const = 0;
+  virtual void write(int64_t example, int64_t examples, int64_t first, int64_t count, int64_t lanes,
+                     const float* strip) const = 0;
+
   void read(const Batch& batch, int64_t strip, int64_t first, int64_t count, float* to) const {
     read(batch.first(strip), batch.size(strip), first, count, batch.lanes(strip), to);
   }
 
-  void read(int64_t example, int64_t examples, int64_t first, int64_t count, int64_t lanes, float* to) const {
+  void write(const Batch& batch, int64_t strip, int64_t first, int64_t count, const float* from) const {
+    write(batch.first(strip), batch.size(strip), first, count, batch.lanes(strip), from);
+  }
+};
+
+// A dense array of float or bfloat16, examples first.
+class Dense final : public Examples {
+ public:
+  void* data;
+  int64_t size;  // of an example
+  bool is_half;
+
+  Dense(void* data, int64_t size, bool is_half) : data(data), size(size), is_half(is_half) {}
+
+  using Examples::read;
+  using Examples::write;
+
+  void read(int64_t example, int64_t examples, int64_t first, int64_t count, int64_t lanes,
+            float* to) const override {
     const int64_t at = example * size + first;
     if (is_half) return to_strip(static_cast<const BFloat16*>(data) + at, size, count, examples, lanes, to);
     to_strip(static_cast<const float*>(data) + at, size, count, examples, lanes, to);
   }
 
-  void write(const Batch& batch, int64_t strip, int64_t first, int64_t count, const float* from) const {
-    const int64_t at = batch.first(strip) * size + first, examples = batch.size(strip), lanes = batch.lanes(strip);
+  void write(int64_t example, int64_t examples, int64_t first, int64_t count, int64_t lanes,
+             const float* from) const override {
+    const int64_t at = example * size + first;
     if (is_half) return from_strip(from, size, count, examples, lanes, static_cast<BFloat16*>(data) + at);
     from_strip(from, size, count, examples, lanes, static_cast<float*>(data) + at);
   }
