@@ -25,14 +25,20 @@ def is_convolution(layer: Any) -> bool:
 
 
 def can_convolve(layer: Any, layout: AbstractLayout, args: tuple[Any, ...]) -> bool:
-    """Whether such a layer was called as it should be, with one image that has a position for the kernel to look at,
-    and has a sparse weight."""
+    """Whether such a layer was called with one image, as it should be, and its layout has something to gain.
+
+    A layout that would make its weight dense leaves that to the layer: XLA fuses chains of convolutions then, and
+    keeps less of what is between them.
+    """
     if not is_convolution(layer) or isinstance(layout, DenseLayout):
         return False
     if not args or jnp.ndim(args[0]) != layer.num_spatial_dims + 1 or jnp.shape(args[0])[0] != layer.in_channels:
         return False
     sizes = jnp.shape(args[0])[1:]
-    return all(isinstance(size, int) for size in sizes) and 0 not in (*sizes, *window_of(layer, sizes).out_sizes)
+    if not all(isinstance(size, int) for size in sizes):
+        return False
+    window = window_of(layer, sizes)
+    return (layout.convolves or window.is_product) and 0 not in (*sizes, *window.out_sizes)
 
 
 def convolve(layer: Any, layout: AbstractLayout, x: Array) -> Array:

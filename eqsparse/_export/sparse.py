@@ -54,8 +54,9 @@ class SparseLayer(eqx.Module):
     """A layer whose weights are layouts, for inference and fine-tuning. Made by `eqsparse.export`.
 
     Called as the layer it holds. `eqx.nn.Linear`, `Embedding`, `GRUCell` and `LSTMCell` run on products and rows of
-    their layouts, convolutions on eqsparse's kernels where there are some. Elsewhere convolutions rebuild their weight
-    when called; transposed and depthwise ones and other modules (under `eqsparse.Masked`) always do.
+    their layouts, convolutions with weights in `"bcsr"` on eqsparse's kernels where there are some. Other convolutions
+    (but for those with kernels of one position, which are products) and modules under `eqsparse.Masked` rebuild their
+    weights when called.
 
     Fields of the layer read through, a sparse weight as its layout (`sparse.weight.to_dense()`); its methods run on
     `materialise()`.

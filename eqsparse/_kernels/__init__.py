@@ -4,11 +4,7 @@ from ._native import available as available, build as build, Built as Built, fin
 from ._pallas import use_pallas as use_pallas
 from .bits import pack as pack, unpack as unpack, unpack_on_host as unpack_on_host
 from .blocks import block_product as block_product
-from .convolution import (
-    bitmask_convolution as bitmask_convolution,
-    csr_convolution as csr_convolution,
-    Window as Window,
-)
+from .convolution import csr_convolution as csr_convolution, Window as Window
 from .csr import dense_csr as dense_csr, row_indices as row_indices
 from .fan_in import fan_in_product as fan_in_product
 from .linear import SparseProduct as SparseProduct

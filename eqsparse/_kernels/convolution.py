@@ -6,17 +6,15 @@ the kept weights. Elsewhere the weight is made dense, and XLA convolves.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Inexact
+from jaxtyping import Array, Inexact, Int32, Integer
 
 from ._native import calls_convolution
 from .csr import dense_csr
 from .linear import SparseProduct
-from .tiles import bitmask_rows, bitmask_starts
 
 
 class Window(NamedTuple):
@@ -50,42 +48,34 @@ class Window(NamedTuple):
         return y.reshape(x.shape[0], -1)
 
 
-class SparseConvolution:
-    """The convolution of images with a weight that is stored in one way."""
-
-    def __init__(self, name: str, dense: Callable[..., Array]):
-        """**Arguments:**
-
-        - `name`: Of the layout in eqsparse's kernels.
-        - `dense`: `(values, *indices, shape)` gives the matrix with its zeros.
-        """
-
-        def convolve(values: Array, *rest: Array, shape: tuple[int, int], window: Window) -> Array:
-            *indices, x = rest
-            taps, positions = math.prod(window.kernel), math.prod(window.out_sizes)
-            matrix = (shape[0] // positions, shape[1] // math.prod(window.in_sizes) * taps)
-            return window.convolve(dense(values, *indices, matrix), x)
-
-        # Of images and results as rows it is a product, whose gradients JAX finds.
-        self._product = SparseProduct(f"{name}_convolution", convolve, faster=[calls_convolution(name)])
-
-    def __call__(
-        self, values: Array, indices: tuple[Array, ...], x: Array, shape: tuple[int, int], window: Window
-    ) -> Inexact[Array, "out_size *positions"]:
-        """**Arguments:**
-
-        - `values`, `indices`: The stored arrays.
-        - `x`: One image, channels first: of shape `(channels, *window.in_sizes)`.
-        - `shape`: (out, taps × channels).
-        """
-        sizes = (shape[0] * math.prod(window.out_sizes), x.size)
-        y = self._product(values, indices, x.reshape(-1), sizes, window=window)
-        return y.reshape(shape[0], *window.out_sizes)
+def _convolve(
+    values: Array, columns: Array, row_pointers: Array, x: Array, *, shape: tuple[int, int], window: Window
+) -> Inexact[Array, "batch channels_out"]:
+    """Of images as rows: so it is a product, whose gradients JAX finds."""
+    channels = shape[1] // math.prod(window.in_sizes)
+    matrix = (shape[0] // math.prod(window.out_sizes), math.prod(window.kernel) * channels)
+    return window.convolve(dense_csr(values, columns, row_pointers, matrix), x)
 
 
-def _dense_bitmask(values: Array, bits: Array, shape: tuple[int, int]) -> Any:
-    return bitmask_rows(values, bits, bitmask_starts(bits), jnp.int32(0), *shape)
+_CONVOLUTION = SparseProduct("eqsparse_csr_convolution", _convolve, faster=[calls_convolution("eqsparse_csr")])
 
 
-csr_convolution = SparseConvolution("eqsparse_csr", dense_csr)
-bitmask_convolution = SparseConvolution("eqsparse_bitmask", _dense_bitmask)
+def csr_convolution(
+    values: Inexact[Array, " nnz"],
+    columns: Integer[Array, " nnz"],
+    row_pointers: Int32[Array, " ends"],
+    x: Inexact[Array, "channels *sizes"],
+    shape: tuple[int, int],
+    window: Window,
+) -> Inexact[Array, "out_size *positions"]:
+    """One image convolved with a weight in CSR; under `jax.vmap`, however nested, all of them in one call.
+
+    **Arguments:**
+
+    - `values`, `columns`, `row_pointers`: The matrix, as `spmm` has it.
+    - `x`: Array of shape `(channels, *window.in_sizes)`.
+    - `shape`: (out, taps × channels).
+    """
+    sizes = (shape[0] * math.prod(window.out_sizes), x.size)
+    y = _CONVOLUTION(values, (columns, row_pointers), x.reshape(-1), sizes, window=window)
+    return y.reshape(shape[0], *window.out_sizes)

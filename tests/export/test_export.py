@@ -231,12 +231,12 @@ def test_latency_is_measured_once_and_remembered(monkeypatch, tmp_path):
     monkeypatch.setattr(latency, "_known", {})
     measured = []
 
-    def measure(layouts, batch):
-        measured.append(batch)
+    def measure(layouts, task):
+        measured.append(task.batch)
         return {name: 1.0 if name == "dense" else 0.5 if name == "bcsr" else 0.7 for name in layouts}
 
     monkeypatch.setattr(latency, "_measure", measure)
-    model = pruned([eqx.nn.Linear(32, 32, key=KEY), eqx.nn.Conv1d(4, 4, 3, key=KEY)], 0.1)
+    model = pruned([eqx.nn.Linear(32, 32, key=KEY), eqx.nn.ConvTranspose1d(4, 4, 3, key=KEY)], 0.1)
     for _ in range(2):
         assert layouts_of(export(model, objective="latency", batch=4)) == ["bcsr", "dense"]
     latency._known.clear()  # as in another process
@@ -245,11 +245,32 @@ def test_latency_is_measured_once_and_remembered(monkeypatch, tmp_path):
     export(model, objective="latency", batch=5)
     assert measured == [4, 5]
     next((tmp_path / "eqsparse").glob("latency-*")).write_text("not JSON")
-    monkeypatch.setattr(latency, "_measure", lambda layouts, batch: dict.fromkeys(layouts, 1.0))
+    monkeypatch.setattr(latency, "_measure", lambda layouts, task: dict.fromkeys(layouts, 1.0))
     latency._known.clear()
     for batch in (4, 5):  # one of them is measured anew
         export(model, objective="latency", batch=batch)
     assert layouts_of(export(pruned([eqx.nn.Linear(32, 32, key=KEY)], 0.2), objective="latency")) == ["dense"]
+
+
+def test_convolutions_are_timed_where_there_are_kernels(monkeypatch, tmp_path):
+    from eqsparse._export import choose, latency
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(latency, "_known", {})
+    tasks = []
+
+    def measure(layouts, task):
+        tasks.append(task)
+        return {name: 1.0 if name == "dense" else 0.5 for name in layouts}
+
+    monkeypatch.setattr(latency, "_measure", measure)
+    model = pruned([eqx.nn.Conv2d(4, 8, (3, 5), (2, 1), "SAME", key=KEY), eqx.nn.Conv1d(8, 8, 9, key=KEY)], 0.1)
+    for has_kernels, expected in ((True, ["bcsr", "bcsr"]), (False, ["dense", "dense"])):
+        monkeypatch.setattr(choose, "available", lambda has=has_kernels: has)
+        assert layouts_of(export(model, objective="latency", batch=40)) == expected
+    assert [task.batch for task in tasks] == [16, 16]
+    assert [task.window.in_sizes for task in tasks] == [(16, 8), (64,)]
+    assert [task.window.out_sizes for task in tasks] == [(8, 8), (56,)]
 
 
 def test_latency_is_timed(monkeypatch, tmp_path):

@@ -1,11 +1,15 @@
 // All products of random matrices against plain loops, to be compiled with sanitisers (`.ci/run` does). Arrays end
-// where their contents end, so that no read or write past them goes unseen.
+// where their contents end, so that no read or write past them goes unseen. Takes the number of widths to go through.
 
 #include <cmath>
+#include <condition_variable>
 #include <cstdio>
+#include <deque>
 #include <memory>
+#include <mutex>
 #include <random>
 
+#include "images.h"
 #include "layouts.h"
 #include "products.cc"
 
@@ -252,6 +256,121 @@ void check_all(Dims dims, int64_t batch, int64_t threads) {
   check_blocks<T>(dims, batch, threads);
 }
 
+// Convolutions of random windows against plain loops.
+template <class T>
+void check_convolution(int64_t threads) {
+  Window window;
+  for (int axis = 0; axis < kAxes; ++axis) {
+    const bool is_used = axis > 0 || below(3) == 0;
+    window.kernel[axis] = is_used ? 1 + below(4) : 1;
+    window.stride[axis] = 1 + below(3);
+    window.dilation[axis] = 1 + below(2);
+    window.before[axis] = is_used ? below(4) : 0;
+    window.in[axis] = is_used ? 1 + below(12) : 1;
+    window.out[axis] = 1 + below(12);  // where nothing is met there are zeros
+  }
+  const int64_t channels = 1 + below(9), images = below(4), taps = window.taps();
+  const Dims dims{1 + below(20), taps * channels};
+  const auto kept = random_mask(dims);
+  std::vector<uint16_t> columns;
+  std::vector<int32_t> pointers{0};
+  for (int64_t row = 0; row < dims.out; ++row) {
+    for (int64_t column = 0; column < dims.in; ++column)
+      if (kept[row * dims.in + column]) columns.push_back(uint16_t(column));
+    pointers.push_back(int32_t(columns.size()));
+  }
+  auto values = numbers<T>(int64_t(columns.size())), x = numbers<T>(images * channels * window.inputs());
+  Exact<T> y(images * dims.out * window.outputs());
+  const Exact<uint16_t> exact_columns(columns);
+  const Exact<int32_t> exact_pointers(pointers);
+  const Csr a(numbers_of(values), {exact_columns.data.get(), false}, exact_pointers.data.get(), dims.out, dims.in,
+              values.size);
+  const Images<T> from(x.data.get(), channels, window), to(y.data.get(), dims.out, window);
+  if (!product(a, images * window.outputs(), from, to, Threads(threads)) || a.is_wrong)
+    fail("a convolution", dims, images);
+
+  for (int64_t image = 0; image < images; ++image)
+    for (int64_t place = 0; place < window.outputs(); ++place)
+      for (int64_t row = 0; row < dims.out; ++row) {
+        double expected = 0, size = 1;
+        for (int64_t k = pointers[row]; k < pointers[row + 1]; ++k) {
+          const int64_t channel = columns[k] % channels;
+          int64_t tap = columns[k] / channels, rest = place, at = 0, step = 1;
+          bool is_inside = true;
+          for (int axis = kAxes - 1; axis >= 0; --axis) {
+            const int64_t p = rest % window.out[axis] * window.stride[axis] - window.before[axis] +
+                              tap % window.kernel[axis] * window.dilation[axis];
+            is_inside = is_inside && p >= 0 && p < window.in[axis];
+            at += p * step;
+            step *= window.in[axis], rest /= window.out[axis], tap /= window.kernel[axis];
+          }
+          if (!is_inside) continue;
+          const double term =
+              double(to_float(values.data[k])) * to_float(x.data[(image * channels + channel) * window.inputs() + at]);
+          expected += term, size += std::abs(term);
+        }
+        const double found = to_float(y.data[(image * dims.out + row) * window.outputs() + place]);
+        if (!(std::abs(found - expected) <= (std::is_same_v<T, float> ? 2e-5 : 0.02) * size))
+          fail("a convolution", dims, images);
+      }
+}
+
+// Threads that stay, as XLA's do: a caller does not wait until they have returned from what they helped with.
+class Pool {
+ public:
+  explicit Pool(int64_t count) {
+    for (int64_t i = 0; i < count; ++i)
+      threads_.emplace_back([this] {
+        while (true) {
+          std::unique_lock lock(mutex_);
+          wake_.wait(lock, [this] { return is_over_ || !tasks_.empty(); });
+          if (tasks_.empty()) return;
+          const Task task = std::move(tasks_.front());
+          tasks_.pop_front();
+          lock.unlock();
+          task();
+        }
+      });
+  }
+
+  ~Pool() {
+    {
+      std::lock_guard lock(mutex_);
+      is_over_ = true;
+    }
+    wake_.notify_all();
+    for (auto& thread : threads_) thread.join();
+  }
+
+  void schedule(Task task) {
+    {
+      std::lock_guard lock(mutex_);
+      tasks_.push_back(std::move(task));
+    }
+    wake_.notify_one();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<Task> tasks_;
+  bool is_over_ = false;
+  std::vector<std::thread> threads_;
+};
+
+// All tasks are run, each phase after the one before, and no helper looks at a caller that is gone.
+void check_sharing() {
+  Pool pool(3);
+  for (int64_t i = 0; i < 30000; ++i) {
+    std::atomic<int64_t> first{0}, second{0};
+    share({4, 3}, 4, [&](Task task) { pool.schedule(std::move(task)); }, [&](int phase, int64_t, int64_t) {
+      if (phase == 1 && first != 4) fail("an order of phases", {4, 3}, i);
+      ++(phase ? second : first);
+    });
+    if (first != 4 || second != 3) fail("a number of tasks", {4, 3}, i);
+  }
+}
+
 // Indices that are nobody's are found, and nothing outside is touched.
 void check_wrong() {
   Exact<float> values(2), x(4), y(2);
@@ -268,9 +387,10 @@ void check_wrong() {
 
 }  // namespace
 
-int main() {
+int main(int count, char** arguments) {
+  const int64_t widths = count > 1 ? std::atoi(arguments[1]) : 257;
   const int64_t batches[] = {0, 1, 2, 7, 8, 9, 16, 33, 64, 65, 130};
-  for (int64_t width = 1; width <= 257; ++width) {
+  for (int64_t width = 1; width <= widths; ++width) {
     const Dims dims{1 + below(40), width};
     const int64_t batch = batches[width % 11], threads = 1 + below(4);
     check_all<float, uint16_t>(dims, batch, threads);
@@ -279,6 +399,11 @@ int main() {
   for (int64_t batch : batches) check_all<float, uint16_t>({1 + below(300), 1}, batch, 3);
   for (int64_t batch : {1, 64}) check_unstructured<float, uint16_t>({70, 2500}, batch, 3);  // by tiles of columns
   check_all<float, int32_t>({3, 66000}, 9, 2);  // columns of 32 bits
+  for (int64_t i = 0; i < widths / 4; ++i) {
+    check_convolution<float>(1 + below(4));
+    check_convolution<BFloat16>(1 + below(4));
+  }
   check_wrong();
-  std::printf("products of %d widths are right\n", 257);
+  check_sharing();
+  std::printf("products of %ld widths are right\n", long(widths));
 }

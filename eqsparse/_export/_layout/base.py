@@ -33,6 +33,7 @@ class AbstractLayout(eqx.Module):
     name: ClassVar[str]
     rule: ClassVar[str] = "of fewer than 2**31 rows, columns and kept weights"
     value_rank: ClassVar[int] = 1
+    convolves: ClassVar[bool] = False  # whether it has a way of its own
     __array_ufunc__: ClassVar[None] = None  # so that NumPy leaves `array @ layout` to the layout
 
     @classmethod
@@ -76,12 +77,8 @@ class AbstractLayout(eqx.Module):
         """One image (channels first) convolved with the matrix, whose columns are the channels of one tap of the
         kernel, then those of the next. Of a single matrix.
 
-        Where a layout has no better way, a kernel of one position is a product, and for others the weight is made
-        dense.
+        A kernel of one position is a product. For others the weight is made dense, unless the layout `convolves`.
         """
-        decoded = self.decoded()
-        if type(decoded) is not type(self):
-            return decoded.convolve(x, window)
         if window.is_product:
             y = self.product(x.reshape(x.shape[0], -1).T).T
         else:

@@ -31,6 +31,7 @@ class BCSRLayout(AbstractLayout):
     widest: int = eqx.field(static=True)  # entries in the fullest row
 
     name = "bcsr"
+    convolves = True
 
     @classmethod
     def encode(cls, slices: Slices) -> "BCSRLayout":
@@ -91,7 +92,7 @@ class BCSRLayout(AbstractLayout):
         return spmm(self.values, self.columns, self.row_pointers, x, self.shape)
 
     def convolve(self, x: Array, window: Window) -> Inexact[Array, "out_size *positions"]:
-        return csr_convolution(self.values, (self.columns, self.row_pointers), x, self.shape, window)
+        return csr_convolution(self.values, self.columns, self.row_pointers, x, self.shape, window)
 
 
 def csr_rows(

@@ -6,7 +6,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, Int32, UInt8
 
-from ..._kernels import bitmask_convolution, bitmask_product, bitmask_rows, bitmask_starts, Window
+from ..._kernels import bitmask_product, bitmask_rows, bitmask_starts
 from .base import AbstractLayout
 from .host import counts, padded, Slices
 
@@ -48,6 +48,3 @@ class BitmaskLayout(AbstractLayout):
 
     def product(self, x: Array) -> Inexact[Array, "*batch out_size"]:
         return bitmask_product(self.values, (self.bits,), x, self.shape)
-
-    def convolve(self, x: Array, window: Window) -> Inexact[Array, "out_size *positions"]:
-        return bitmask_convolution(self.values, (self.bits,), x, self.shape, window)

@@ -37,7 +37,7 @@ def calls(name: str, *numbers: str, fewest: int = 0) -> Faster:
 
 
 def calls_convolution(name: str) -> Faster:
-    """The convolution of a layout in the library. Its gradients are JAX's."""
+    """The convolution with a layout in the library. Its gradients are JAX's."""
 
     def convolve(values: Array, *rest: Array, shape: tuple[int, int], window: Any) -> Array:
         *indices, x = rest

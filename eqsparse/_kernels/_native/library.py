@@ -11,8 +11,8 @@ from .compiler import CannotCompile
 from .provide import Built, Forbidden, provide
 
 LAYOUTS = ("eqsparse_csr", "eqsparse_bitmask", "eqsparse_nm", "eqsparse_fan_in", "eqsparse_block")
-OPERATIONS = ("", "_transposed", "_sampled", "_convolution")
-TARGETS = [f"{layout}{operation}" for layout in LAYOUTS for operation in OPERATIONS]
+TARGETS = [f"{layout}{operation}" for layout in LAYOUTS for operation in ("", "_transposed", "_sampled")]
+TARGETS.append("eqsparse_csr_convolution")
 
 
 class Loaded(NamedTuple):

@@ -231,10 +231,10 @@ XLA_FFI_Error* call(XLA_FFI_CallFrame* frame, Read* read, Operation operation) n
 #define EQSPARSE_EXPORT_LAYOUT(name, read)             \
   EQSPARSE_EXPORT(name, read, kProduct)                \
   EQSPARSE_EXPORT(name##_transposed, read, kTransposed) \
-  EQSPARSE_EXPORT(name##_sampled, read, kSampled)       \
-  EQSPARSE_EXPORT(name##_convolution, read, kConvolution)
+  EQSPARSE_EXPORT(name##_sampled, read, kSampled)
 
 EQSPARSE_EXPORT_LAYOUT(eqsparse_csr, read_csr)
+EQSPARSE_EXPORT(eqsparse_csr_convolution, read_csr, kConvolution)
 EQSPARSE_EXPORT_LAYOUT(eqsparse_bitmask, read_bitmask)
 EQSPARSE_EXPORT_LAYOUT(eqsparse_nm, read_nm)
 EQSPARSE_EXPORT_LAYOUT(eqsparse_fan_in, read_fan_in)
