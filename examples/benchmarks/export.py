@@ -32,7 +32,15 @@ LAYOUTS = {
     "bcsr": eqsparse.BCSRLayout,
     "bcoo": eqsparse.BCOOLayout,
 }
-PARTS = ["bytes", "times", "structured", "models"]
+PARTS = ["bytes", "times", "structured", "convolutions", "models"]
+# Channels in and out, size of the kernel, side of the image, batch.
+CONVOLUTIONS = [
+    (64, 128, 3, 8, 128),
+    (128, 256, 3, 8, 128),
+    (64, 64, 3, 32, 16),
+    (64, 128, 3, 16, 1),
+    (256, 64, 1, 14, 16),
+]
 STRUCTURED = {"nm": eqsparse.NM(2, 4), "block": eqsparse.Block((16, 16))}
 
 
@@ -56,6 +64,8 @@ def main():
         print_times(shape, sparsities, args)
     if "structured" in args.parts:
         print_structured(args)
+    if "convolutions" in args.parts:
+        print_convolutions(sparsities, args)
     if "models" in args.parts:
         print_models(args)
 
@@ -108,6 +118,21 @@ def print_structured(args):
     print_table(["mask", "batch", "bytes / dense", "dense", "auto (latency)", "auto (bytes)", "own layout"], rows)
 
 
+def print_convolutions(sparsities, args):
+    print("\nConvolutions, float32: milliseconds, and times as fast as dense\n")
+    rows = []
+    for channels, out, kernel, side, batch in CONVOLUTIONS:
+        layer = eqx.nn.Conv2d(channels, out, kernel, padding=kernel // 2, key=jax.random.key(0))
+        x = jax.random.normal(jax.random.key(1), (batch, channels, side, side))
+        for sparsity in sparsities:
+            mask = jax.random.uniform(jax.random.key(2), layer.weight.shape) >= sparsity
+            masked = eqsparse.set_masks(eqsparse.sparsify([layer]), {"0.weight": mask})[0]
+            layers = contestants(masked, ["bcsr"])
+            what = f"{channels}→{out}, {kernel}×{kernel}, {side}×{side}"
+            rows.append([what, str(batch), f"{sparsity:.0%}", *times(masked, layers, batch, args, x)])
+    print_table(["", "batch", "sparsity", "dense", "auto (latency)", "auto (bytes)", "bcsr"], rows)
+
+
 def contestants(masked, names):
     """The layer dense, in each layout, and as `auto` by latency (for a batch that `times` knows) and bytes has it."""
     return {
@@ -118,10 +143,10 @@ def contestants(masked, names):
     }
 
 
-def times(masked, layers, batch, args):
+def times(masked, layers, batch, args, x=None):
     """One row of cells: dense, both kinds of auto, each layout."""
     layers = layers | {"latency": eqsparse.export([masked], objective="latency", batch=batch)[0]}
-    seconds = race(layers, batch, args)
+    seconds = race(layers, jax.random.normal(jax.random.key(1), (batch, masked.in_features)) if x is None else x, args)
     cells = [spread(seconds["dense"])]
     for name in list(layers)[1:]:
         what = f" {layers[name].weights['weight'].name}" if name in ("latency", "bytes") else ""
@@ -133,7 +158,7 @@ def against_naive(masked, args):
     fastest = eqsparse.export([masked], objective="latency", batch=128)[0]
     bcoo = eqsparse.to_bcoo(masked)
     layers = {"dense": masked.materialise(), "latency": fastest, "naive": Naive(bcoo.weight, bcoo.bias)}
-    seconds = race(layers, 128, args)
+    seconds = race(layers, jax.random.normal(jax.random.key(1), (128, masked.in_features)), args)
     gain = ratio(seconds["naive"], seconds["latency"])
     return [
         spread(seconds["dense"]),
@@ -142,9 +167,8 @@ def against_naive(masked, args):
     ]
 
 
-def race(layers, batch, args):
+def race(layers, x, args):
     """Seconds of each layer, all with the same results."""
-    x = jax.random.normal(jax.random.key(1), (batch, layers["dense"].in_features))
     expected, runs = None, {}
     for name, layer in layers.items():
         runs[name], result = compiled(layer, x)
