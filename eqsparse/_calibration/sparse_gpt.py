@@ -37,7 +37,7 @@ class SparseGPT(AbstractPostTraining):
     for each other: none of its weights changes but to zero.
 
     Inputs that were always 0 go first. With fewer rows than inputs the Gram matrix is singular: the damping sees to it
-    that there is one answer. In float32 whatever the weights' dtype.
+    that there is one answer. Weights that are NaN count as 0. In float32 whatever the weights' dtype.
 
     ??? cite
 
@@ -79,7 +79,9 @@ class SparseGPT(AbstractPostTraining):
         for path, site in made.sites.items():
             if not inputs[path].form.is_table:
                 there = dense_mask(site)
-                weight, mask, way = jnp.where(there, site.weight, 0), masks.get(path, there), steps.get(path)
+                # A NaN would spread over its row.
+                weight = jnp.where(there & ~jnp.isnan(site.weight), site.weight, 0)
+                mask, way = masks.get(path, there), steps.get(path)
                 # Without the path, so that it is compiled once for all weights of a shape.
                 known = inputs[path].form, gram_of(inputs[path])
                 weights[path], masks[path] = _solved(weight, mask, *known, way, self.block_size, self.damping)

@@ -142,6 +142,13 @@ def test_with_a_diagonal_hessian_it_ranks_as_wanda():
     np.testing.assert_allclose(w, np.where(mask, W, 0), atol=1e-6)
 
 
+def test_a_weight_that_is_nan_counts_as_zero(known):
+    bad, zero = (eqx.tree_at(lambda m: m.weight, LAYER, LAYER.weight.at[3, 2].set(value)) for value in (jnp.nan, 0.0))
+    pruner = eqsparse.SparseGPT(distribution=0.5)
+    for one, other in zip(pruned(pruner, known, bad), pruned(pruner, known, zero), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_few_rows_dead_inputs_and_copies():
     """A singular Hessian: no NaN, exact counts, inputs that were always 0 go first, nothing is worse than masks alone."""
     x = np.array(inputs(6, 20))
