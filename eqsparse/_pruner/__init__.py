@@ -4,12 +4,14 @@ from ._transition import (
     AbstractTransition as AbstractTransition,
     DropGrow as DropGrow,
     Fixed as Fixed,
+    GAIN as GAIN,
     Kept as Kept,
     Moment as Moment,
     Monotone as Monotone,
     Nested as Nested,
     Select as Select,
     SelectEachStep as SelectEachStep,
+    unknown_last as unknown_last,
 )
 from .as_optax import OptaxState as OptaxState
 from .at_init import AbstractPruningAtInit as AbstractPruningAtInit, GraSP as GraSP, SNIP as SNIP, SynFlow as SynFlow

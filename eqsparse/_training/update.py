@@ -8,8 +8,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Bool, PyTree
 
-from .._pruner import AbstractPruner, DropGrow, PrunerState
-from .._pruner._transition import GAIN, unknown_last
+from .._pruner import AbstractPruner, DropGrow, GAIN, PrunerState, unknown_last
 from .._pruner.optimiser import OptimiserState, start
 from .._pruner.plan import Plan
 from .._pruner.turn import key_for
