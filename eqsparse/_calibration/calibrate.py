@@ -122,7 +122,7 @@ def _zeros(site: Site, form: Form, names: tuple[str, ...]) -> Sums:
         )
     # The Gram matrix of lookups is diagonal, and has the second moment there.
     chosen = (COUNT, CALLS, *(SECOND_MOMENT if name == GRAM and form.is_table else name for name in names))
-    return {n: jnp.zeros((*site.stack, *STATISTICS[n].shape(form.groups, form.features))) for n in chosen}
+    return {n: jnp.zeros((*site.stack, *STATISTICS[n].shape(form.groups, form.features)), jnp.float32) for n in chosen}
 
 
 def _of_batch(model: PyTree, batch: PyTree, index: int, forward: Forward, zeros: Table) -> Table:
@@ -140,7 +140,7 @@ def _sums(model: PyTree, batch: PyTree, forward: Forward, zeros: Table) -> Table
     def total(zeros: Table) -> Array:
         outputs = forward(with_taps(model, zeros), batch)
         floats = jax.tree.leaves(eqx.filter(outputs, eqx.is_inexact_array))
-        return sum((jnp.sum(jnp.real(y)).astype(jnp.float32) for y in floats), start=jnp.zeros(()))
+        return sum((jnp.sum(jnp.real(y)).astype(jnp.float32) for y in floats), start=jnp.zeros((), jnp.float32))
 
     return jax.grad(total)(zeros)
 
@@ -163,9 +163,17 @@ def _check(sums: Table) -> None:
         raise ValueError(
             f"`calibrate(batches=...)` must give finite inputs to all layers. Got NaN or infinity at {unknown}."
         )
-    unreached = [path for path, count in counts.items() if not np.any(count > 0)]
+    unreached = [
+        path if not np.any(count > 0) else f"{path} (slice {_first(count <= 0)} of its stack)"
+        for path, count in counts.items()
+        if not np.all(count > 0)
+    ]
     if unreached:
         raise ValueError(
             "`calibrate(batches=..., forward=...)` must reach all weights that are calibrated, by a way that is "
             f"differentiable up to an output. Got none at {unreached}: leave them out by `where`."
         )
+
+
+def _first(missing: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.argwhere(missing)[0])

@@ -69,13 +69,15 @@ def statistics_at(statistics: Any, path: str, weight: Shaped[Array, "..."]) -> S
 
 def squares_of(inputs: SiteStatistics) -> Float32[Array, "*stack groups features"]:
     """Σ x² of each input. A token that was never looked up counts as if it had been once: its row of the table would
-    have no order otherwise."""
+    have no order otherwise. So do inputs all of which were always 0."""
     squares = inputs.squares()
     if squares is None:
         raise ValueError(
             f'`statistics` must hold "second_moment" or "gram" at `{inputs.path}`. Got {list(inputs.sums)}.'
         )
-    return jnp.maximum(squares, 1) if inputs.form.is_table else squares
+    if inputs.form.is_table:
+        return jnp.maximum(squares, 1)
+    return jnp.where(jnp.max(squares, axis=-1, keepdims=True, initial=0) > 0, squares, 1)
 
 
 @final

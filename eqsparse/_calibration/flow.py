@@ -107,7 +107,7 @@ class Lookups(AbstractFlow):
         return self.total(weight)
 
     def products(self, weight: Weight) -> Float32[Array, "*kept groups features features"]:
-        return self.total(weight)[..., None] * jnp.eye(self.size)
+        return self.total(weight)[..., None] * jnp.eye(self.size, dtype=jnp.float32)
 
     def largest(self, weight: Weight) -> Float32[Array, "*kept groups features"]:
         return (self.total(weight) > 0).astype(jnp.float32)

@@ -62,12 +62,15 @@ def _factor(gram: Float32[Array, "features features"], damping: Float32[Array, "
 
 
 def normalised(gram: Float32[Array, "features features"]) -> tuple[Array, Bool[Array, " features"], Float32[Array, ""]]:
-    """The Gram matrix over the mean of its diagonal; the inputs that were always 0, which have 1 there; that mean."""
+    """The Gram matrix over the mean of its diagonal; the inputs that were always 0, which have 1 there; that mean.
+
+    If all of them were, none counts as such: their weights then go by magnitude.
+    """
     squares = jnp.diagonal(gram)
     mean = jnp.mean(squares)
     scale = jnp.where(mean > 0, mean, 1)
     dead = squares <= 0
-    return gram / scale + jnp.diag(dead.astype(gram.dtype)), dead, scale
+    return gram / scale + jnp.diag(dead.astype(gram.dtype)), dead & (mean > 0), scale
 
 
 def with_enough_damping(

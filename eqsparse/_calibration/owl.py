@@ -3,6 +3,7 @@
 from typing import Any, final
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float32
 
@@ -14,6 +15,8 @@ from .._sites import PatternMap, Site, Sites
 from .criteria import InputMagnitude, statistics_at
 from .statistics import Statistics
 
+_LEAST = 1e-9  # a density that rounds to no weight, but is not 0: each site keeps one
+
 
 @final
 class OWL(AbstractDistribution):
@@ -22,7 +25,8 @@ class OWL(AbstractDistribution):
 
     An outlier is a weight whose `|w| ‖x‖` is more than M times the mean of its layer. The mean of D is over all
     weights, so that the total is that of `Uniform(sparsity)` to rounding (in the paper it is over layers, which are of
-    one size there). A stack of layers is one site, of one density.
+    one size there). Where that leaves the range from 0 to 1, all are shifted alike until the total is met. A stack of
+    layers is one site, of one density.
 
     ??? cite
 
@@ -48,7 +52,8 @@ class OWL(AbstractDistribution):
         - `sparsity`: Fraction of all weights of the pruned sites to remove, in `[0, 1]`: a float, or a scalar array.
         - `overrides`: Path pattern → sparsity, or `None` to keep the site dense. These sites are left out of the
             budget.
-        - `spread`: The paper's λ: no density is further than 2 λ from `1 - sparsity`.
+        - `spread`: The paper's λ: no density is further than 2 λ from `1 - sparsity`, but for the shift. At high
+            sparsity take less than half of `1 - sparsity`, or layers with the fewest outliers lose nearly all.
         - `multiple`: The paper's M.
         - `statistics`: From `eqsparse.calibrate`. Pruners that are given statistics hand them on.
 
@@ -80,8 +85,28 @@ class OWL(AbstractDistribution):
         ranked = (outliers - low) / jnp.where(high > low, high - low, 1)
         sizes = jnp.asarray([site.weight.size for site in sharing.values()], jnp.float32)
         densities = 1 - self.sparsity + 2 * self.spread * (ranked - jnp.sum(ranked * sizes) / jnp.sum(sizes))
-        fixed = [density_from_fraction(jnp.clip(d, 0, 1)) for d in densities]
+        fixed = [density_from_fraction(d) for d in self._possible(densities, sizes)]
         return [*own, *(SiteBudget(path, d) for path, d in zip(sharing, fixed, strict=True))]
+
+    def _possible(
+        self, densities: Float32[Array, " sites"], sizes: Float32[Array, " sites"]
+    ) -> Float32[Array, " sites"]:
+        """From 0 (a weight is kept all the same, unless none shall be) to 1, and all shifted alike so that their total
+        is what it was."""
+        least = jnp.where(self.sparsity < 1, _LEAST, 0.0).astype(jnp.float32)
+        shifted = lambda shift: jnp.clip(densities + shift, least, 1)
+        total = jnp.sum(sizes) * (1 - self.sparsity)
+
+        def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = ends
+            middle = (low + high) / 2
+            is_low = jnp.sum(shifted(middle) * sizes) < total
+            return jnp.where(is_low, middle, low), jnp.where(is_low, high, middle)
+
+        reach = 1 + jnp.max(jnp.abs(densities))
+        low, high = jax.lax.fori_loop(0, 40, halve, (-reach, reach))
+        is_inside = jnp.all((densities >= least) & (densities <= 1))
+        return jnp.where(is_inside, densities, shifted((low + high) / 2))
 
     def _outliers(self, site: Site, statistics: Statistics) -> Float32[Array, ""]:
         """Their share in all weights of the site."""

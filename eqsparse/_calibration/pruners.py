@@ -26,6 +26,8 @@ _ROWS = Unstructured("row")
 class AbstractPostTraining(AbstractPruner):
     """Prunes a trained model at once, from statistics of what flows into its weights; training keeps the masks.
 
+    Only `prune` prunes: `init` takes the model as it is, and `schedule` has no say.
+
     ```python
     statistics = eqsparse.calibrate(model, batches)
     pruner = eqsparse.Wanda(optax.adam(1e-5), distribution=0.5)
@@ -128,7 +130,7 @@ class Wanda(AbstractPostTraining):
 class RIA(AbstractPostTraining):
     """Keeps the weights of the largest share of their output and their input, times a power of the input's norm.
 
-    Unlike `Wanda` it empties no input channel whose weights are all small.
+    So small weights of an output or an input whose weights are all small count for more than in `Wanda`.
 
     ??? cite
 

@@ -35,7 +35,7 @@ def reconstruct(model: _Model, dense_model: object, statistics: Statistics, *, d
     - `damping`: How strongly the weights are held where they are, of the mean of the Gram matrix's diagonal: so that
         there is one answer, and none that is worse than the one before.
 
-    **Returns:** The model, with the same masks.
+    **Returns:** The model, with the same masks. Weights that are NaN count as 0.
 
     **Raises:** `ValueError` if the models differ, nothing is masked, there is no Gram matrix, or `damping` is negative.
 
@@ -75,7 +75,8 @@ def _fitted(
     gram: Float32[Array, "*stack groups features features"],
     damping: Float32[Array, ""],
 ) -> Inexact[Array, "*shape"]:
-    turned = lambda x: form.matrix(x.astype(jnp.float32))
+    # A NaN would spread over its row.
+    turned = lambda x: form.matrix(jnp.where(jnp.isnan(x), 0, x).astype(jnp.float32))
     start = jnp.where(mask, weight, 0)
 
     def of_group(start: Array, dense: Array, mask: Array, gram: Array) -> Array:

@@ -45,6 +45,10 @@ def prune_sequentially(
     """
     instance(pruner, AbstractPostTraining, "prune_sequentially(pruner=...)", "a pruner that goes by statistics")
     batches = iterated(batches, "prune_sequentially(batches=...)")
+    if isinstance(groups, str) or callable(groups):
+        raise ValueError(
+            f"`prune_sequentially(groups=...)` must be a list of groups. Got {groups!r}: of one group a list."
+        )
     if iter(batches) is batches and len(groups) > 1:
         raise ValueError(
             "`prune_sequentially(batches=...)` must be a list, or what else can be gone through several times. "

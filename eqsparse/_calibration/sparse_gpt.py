@@ -142,7 +142,9 @@ def _of_slice(
     missing = steps.padding(features)
     gone_through = lambda x: jnp.pad(jnp.swapaxes(x[..., order], 1, 2), [(0, 0), (0, missing), (0, 0)])
     of_inputs = factor(gram[:, order][:, :, order], damping)
-    lower = jax.vmap(lambda one: jnp.eye(features + missing).at[:features, :features].set(one))(of_inputs.lower)
+    lower = jax.vmap(lambda one: jnp.eye(features + missing, dtype=one.dtype).at[:features, :features].set(one))(
+        of_inputs.lower
+    )
     # What an input that is always 0 is multiplied by costs nothing; it stays as it is if nothing else is left to go.
     seen = ~jnp.pad(of_inputs.dead, [(0, 0), (0, missing)])[..., None]
     may = gone_through(mask)

@@ -44,7 +44,7 @@ def _reached(flow: AbstractFlow, weight: Weight, at: Float32[Array, "*kept group
 _by_feature = lambda groups, features: (groups, features)
 
 STATISTICS = {
-    CALLS: Statistic(lambda groups, features: (), lambda flow, weight, at: jnp.ones(flow.rows[:-1])),
+    CALLS: Statistic(lambda groups, features: (), lambda flow, weight, at: jnp.ones(flow.rows[:-1], jnp.float32)),
     COUNT: Statistic(lambda groups, features: (), _count),
     MEAN: Statistic(_by_feature, lambda flow, weight, at: flow.total(weight)),
     SECOND_MOMENT: Statistic(_by_feature, lambda flow, weight, at: flow.squares(weight)),

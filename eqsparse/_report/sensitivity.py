@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .._check import unit
+from .._check import integer, unit
 from .._criterion import Magnitude
 from .._distribution import AbstractDistribution, PerPath, Uniform
 from .._model import is_sparsified, sparsify
@@ -136,6 +136,7 @@ def sensitivity(
 
     **Raises:** `ValueError` if a sparsity is outside `[0, 1]`, or a pattern matches no weight.
     """
+    batch_size = integer(batch_size, "sensitivity(batch_size=...)", 1)
     several = sparsities if isinstance(sparsities, Sequence) else np.atleast_1d(np.asarray(sparsities)).tolist()
     levels = sorted({float(unit(sparsity, "sensitivity(sparsities=...)")) for sparsity in several})
     if not levels:

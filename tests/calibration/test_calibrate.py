@@ -395,3 +395,10 @@ def test_a_table_of_them_fits_a_screen():
     lines = repr(eqsparse.Statistics({f"layers.{i}.weight": one for i in range(41)})).splitlines()
     assert len(lines) == 22 and lines[0].split() == ["path", "inputs", "rows", "statistics"]
     assert lines[1].split() == ["layers.0.weight", "(4,)", "3", "count,", "second_moment"] and "(21 more)" in lines[11]
+
+
+def test_each_slice_of_a_stack_must_be_reached():
+    stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 3, key=key))(jax.random.split(jax.random.key(0), 2))
+    first = lambda stack, batch: jax.vmap(jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, stack))(batch)
+    with pytest.raises(ValueError, match=r"must reach all weights.*weight \(slice \(1,\) of its stack\)"):
+        eqsparse.calibrate(stack, [jnp.ones((5, 4))], forward=first)

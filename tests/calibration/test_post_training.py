@@ -149,6 +149,31 @@ def test_a_weight_that_is_nan_counts_as_zero(known):
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_weight_that_is_nan_counts_as_zero_in_reconstruction(known):
+    bad, zero = (eqx.tree_at(lambda m: m.weight, LAYER, LAYER.weight.at[3, 2].set(value)) for value in (jnp.nan, 0.0))
+    masked = eqsparse.Wanda(distribution=0.5).prune(bad, statistics=known)
+    one, other = (eqsparse.reconstruct(masked, dense, known).weight for dense in (bad, zero))
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("pruner", [eqsparse.Wanda, eqsparse.SparseGPT])
+def test_without_any_input_weights_go_by_magnitude(pruner):
+    nothing = eqsparse.calibrate(LAYER, [jnp.zeros((3, 20))], statistics="gram")
+    w, mask = pruned(pruner(distribution=0.5, structure=eqsparse.Unstructured("row")), nothing)
+    np.testing.assert_array_equal(mask, [best(np.abs(row), 10) for row in W])
+    np.testing.assert_array_equal(w, np.where(mask, W, 0))
+
+
+def test_in_float32_with_float64_enabled(known):
+    before = eqsparse.SparseGPT(distribution=0.5).prune(LAYER, statistics=known)
+    before = eqsparse.reconstruct(before, LAYER, known).weight
+    with jax.enable_x64(True):
+        found = eqsparse.calibrate(LAYER, [X], statistics="gram")
+        assert all(x.dtype == jnp.float32 for x in found["weight"].sums.values())
+        model = eqsparse.SparseGPT(distribution=0.5).prune(LAYER, statistics=found)
+        np.testing.assert_allclose(eqsparse.reconstruct(model, LAYER, found).weight, before, rtol=1e-3, atol=1e-5)
+
+
 def test_few_rows_dead_inputs_and_copies():
     """A singular Hessian: no NaN, exact counts, inputs that were always 0 go first, nothing is worse than masks alone."""
     x = np.array(inputs(6, 20))
@@ -278,6 +303,12 @@ def test_owl_keeps_more_where_there_are_outliers():
     model = pruner.prune(MLP, statistics=known)  # hands its statistics on
     kept = [int(m.sum()) for m in eqsparse.get_masks(model).values()]
     assert kept[2] == 80 and abs(sum(kept[:2]) - 0.3 * 576) <= 1 and kept[0] / 320 != kept[1] / 256
+    for sparsity in (0.02, 0.9, 0.98, 1.0):  # where densities would leave the range from 0 to 1
+        model = eqsparse.Wanda(distribution=eqsparse.OWL(sparsity, spread=0.2, multiple=2.0)).prune(
+            MLP, statistics=known
+        )
+        kept = [int(m.sum()) for m in eqsparse.get_masks(model).values()]
+        assert abs(sum(kept) - (1 - sparsity) * sizes.sum()) <= 2 and (min(kept) > 0) == (sparsity < 1)
     with pytest.raises(ValueError, match=r"`OWL\(statistics=...\)` must be what"):
         eqsparse.OWL(0.7).targets(MLP)
 
@@ -338,5 +369,8 @@ def test_errors_of_statistics_that_do_not_fit(known):
     assert (
         "`prune_sequentially(batches=...)` must be an iterable of batches: of one batch a list. Got NoneType"
         in message(lambda: eqsparse.prune_sequentially(wanda, LAYER, None, ["*"]))
+    )
+    assert "`prune_sequentially(groups=...)` must be a list of groups. Got '*': of one group a list." in message(
+        lambda: eqsparse.prune_sequentially(wanda, LAYER, [X], "*")
     )
     assert damped(np.eye(2), 0.5)[0, 0] == 1.5
