@@ -31,8 +31,16 @@ LEVELS = {
     "70%": {"distribution": 0.7},
     "2:4": {"distribution": 0.5, "structure": eqsparse.NM(2, 4)},
 }
+
+
+def by_rows(**settings):
+    """By magnitude, all rows alike, as Wanda and RIA do it: so that only what a weight is worth differs."""
+    return eqsparse.MagnitudePruning(**{"structure": eqsparse.Unstructured("row")} | settings)
+
+
 PRUNERS = {
     "magnitude": eqsparse.MagnitudePruning,
+    "magnitude, rows": by_rows,
     "Fisher": eqsparse.FisherPruning,
     "Wanda": eqsparse.Wanda,
     "RIA": eqsparse.RIA,
@@ -205,7 +213,7 @@ def forward(model, rows):
 def prune(name, model, settings, batches, one_pass):
     """All weights of the blocks, in one of the ways."""
     pruner = PRUNERS[name](where="blocks.*", **settings)
-    if name == "magnitude":
+    if name.startswith("magnitude"):
         return pruner.prune(model)
     if name == "Fisher":
         grads = eqsparse.rms_gradients(model, batches[:2], row_loss)
@@ -245,10 +253,11 @@ class Results:
         return table
 
     def orders(self):
-        """How often SparseGPT is best, and by magnitude worst, seed by seed."""
+        """How often SparseGPT is best and magnitude worst, seed by seed."""
         for level, seeds in ((level, len(self.dense)) for level in LEVELS):
             of = lambda name, level=level: np.array(self.pruned[name][level])
-            pairs = [("SparseGPT", "RIA"), ("SparseGPT", "Wanda"), ("RIA", "magnitude"), ("Wanda", "magnitude")]
+            pairs = [("SparseGPT", "RIA"), ("SparseGPT", "Wanda")]
+            pairs += [(less, more) for more in ("magnitude", "magnitude, rows") for less in ("RIA", "Wanda")]
             found = [f"{less} < {more} {np.sum(of(less) < of(more))}/{seeds}" for less, more in pairs]
             yield f"{level}: {', '.join(found)}"
 
@@ -256,7 +265,7 @@ class Results:
         fig = Figure(figsize=(7, 3.6), layout="constrained")
         lines, bars = fig.subplots(1, 2, width_ratios=[2, 1], sharey=True)
         percent = [level for level in LEVELS if level.endswith("%")]
-        colors = ("#999999", "#cc79a7", "#0072b2", "#009e73", "#d55e00", "#e69f00")
+        colors = ("#999999", "#444444", "#cc79a7", "#0072b2", "#009e73", "#d55e00", "#e69f00")
         for i, ((name, levels), color) in enumerate(zip(self.pruned.items(), colors, strict=False)):
             lines.plot(percent, [np.mean(levels[level]) for level in percent], "o-", color=color, label=name, ms=4)
             bars.plot([i] * len(self.dense), levels["2:4"], "o", color=color, ms=4)

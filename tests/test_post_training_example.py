@@ -63,15 +63,17 @@ def test_losses_by_hand_and_recovery(example, text):
 
 
 def test_table_orders_and_figure(example, tmp_path):
-    results = example.Results(["magnitude", "Wanda", "RIA", "SparseGPT"])
+    results = example.Results(["magnitude", "magnitude, rows", "Wanda", "RIA", "SparseGPT"])
     results.dense = [1.0, 2.0]
     for i, levels in enumerate(results.pruned.values()):
         for losses in levels.values():
             losses += [5.0 - i, 5.0 + i]
     lines = list(results.orders())
-    assert lines[0] == "50%: SparseGPT < RIA 1/2, SparseGPT < Wanda 1/2, RIA < magnitude 1/2, Wanda < magnitude 1/2"
+    better = ["SparseGPT < RIA", "SparseGPT < Wanda", "RIA < magnitude", "Wanda < magnitude"]
+    better += ["RIA < magnitude, rows", "Wanda < magnitude, rows"]
+    assert lines[0] == "50%: " + ", ".join(f"{pair} 1/2" for pair in better)
     assert [line[:3] for line in lines] == ["50%", "60%", "70%", "2:4"]
-    assert results.table("").row_count == 5
+    assert results.table("").row_count == 6
     results.figure().savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 1000
 

@@ -56,10 +56,13 @@ def window_of(layer: Any, sizes: tuple[int, ...]) -> Window:
     return Window(tuple(sizes), tuple(layer.kernel_size), tuple(layer.stride), tuple(layer.dilation), pads)
 
 
-def typical_window(layer: Any) -> Window:
-    """Where the layer looks in images in which it finds about 64 positions."""
-    side = round(64 ** (1 / layer.num_spatial_dims))
-    return window_of(layer, tuple(max(side * s, r) for s, r in zip(layer.stride, _reach(layer), strict=True)))
+def typical_window(layer: Any, positions: int) -> Window:
+    """Where the layer looks in images in which it finds about so many positions."""
+    side = round(positions ** (1 / layer.num_spatial_dims))
+    sizes = [max(side * s, r) for s, r in zip(layer.stride, _reach(layer), strict=True)]
+    if not isinstance(layer.padding, str):  # which may be negative
+        sizes = [size + max(0, -sum(padding)) for size, padding in zip(sizes, layer.padding, strict=True)]
+    return window_of(layer, tuple(sizes))
 
 
 def _reach(layer: Any) -> list[int]:

@@ -46,12 +46,14 @@ def export(
         `"block"`, `"fixed_fanin"`, `"bcsr"`, `"bcoo"` or `"dense"`, or a class such as `eqsparse.BitmaskLayout`. Or
         a dict from path pattern to these, taken at its word; the weights it does not name are chosen automatically.
     - `objective`: `"bytes"` takes the smallest layout, by exact arithmetic. `"latency"` takes the fastest of the
-        layouts smaller than dense, by timing their products and convolutions on this device once for each shape (a
-        second or two); the figures are kept in `$XDG_CACHE_HOME/eqsparse` or `~/.cache/eqsparse`. Embeddings,
-        transposed and depthwise convolutions stay dense then, and all convolutions where eqsparse's own kernels
-        (`eqsparse.kernels`) do not run.
+        layouts smaller than dense, by timing their products and convolutions on this device, once for each shape and
+        number of kept weights (to two digits; a second or two on an idle machine). The figures are kept in
+        `$XDG_CACHE_HOME/eqsparse` or `~/.cache/eqsparse`. Embeddings, transposed and depthwise convolutions stay dense
+        then, and all convolutions with larger kernels than 1 where eqsparse's own kernels (`eqsparse.kernels`) do not
+        run.
     - `batch`: The number of vectors multiplied at a time to be fast for (of a transformer, examples times tokens), or
-        of images for convolutions, which are timed with 16 at most; only `"latency"` reads it.
+        of images for convolutions. These are timed with up to 16 images of 64 positions and 2 of 1,024: a layout must
+        be faster at both. Only `"latency"` reads it.
 
     **Returns:** The model with `eqsparse.SparseLayer`s.
 

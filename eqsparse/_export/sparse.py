@@ -81,8 +81,13 @@ class SparseLayer(eqx.Module):
 
     def materialise(self) -> Any:
         """The plain layer, zeros written in."""
-        dense = {name: self.form(name).to_weight(layout.to_dense()) for name, layout in self.weights.items()}
-        return replace_fields(self.layer, dense)
+        return replace_fields(self.layer, {name: self._dense(name) for name in self.weights})
+
+    def _dense(self, name: str) -> Array:
+        to_weight = self.form(name).to_weight
+        for _ in self.weights[name].stack:
+            to_weight = jax.vmap(to_weight)
+        return to_weight(self.weights[name].to_dense())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer; takes what the layer takes."""

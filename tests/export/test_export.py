@@ -164,7 +164,7 @@ class Images(eqx.Module):
 
 
 @pytest.mark.parametrize("batch", [1, 128])
-@pytest.mark.parametrize("sparsity", [0.8, 0.9])
+@pytest.mark.parametrize("sparsity", [0.8, 0.95])
 @pytest.mark.parametrize("make", [lambda: eqx.nn.MLP(256, 10, 512, 2, key=KEY), lambda: Images(KEY)])
 def test_a_whole_model_takes_less_memory_when_it_runs(make, sparsity, batch, optimised):
     """PREDECESSOR row 27, for models: arguments, scratch and output of the compiled forward, from 80% on."""
@@ -268,9 +268,45 @@ def test_convolutions_are_timed_where_there_are_kernels(monkeypatch, tmp_path):
     for has_kernels, expected in ((True, ["bcsr", "bcsr"]), (False, ["dense", "dense"])):
         monkeypatch.setattr(choose, "available", lambda has=has_kernels: has)
         assert layouts_of(export(model, objective="latency", batch=40)) == expected
-    assert [task.batch for task in tasks] == [16, 16]
-    assert [task.window.in_sizes for task in tasks] == [(16, 8), (64,)]
-    assert [task.window.out_sizes for task in tasks] == [(8, 8), (56,)]
+    assert [task.batch for task in tasks] == [16, 2, 16, 2]
+    assert [task.window.in_sizes for task in tasks] == [(16, 8), (64, 32), (64,), (1024,)]
+    assert [task.window.out_sizes for task in tasks] == [(8, 8), (32, 32), (56,), (1016,)]
+
+
+def test_latency_of_odd_layers_and_foreign_figures(monkeypatch, tmp_path):
+    from eqsparse._export import choose, latency
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(choose, "available", lambda: True)
+    seen = []
+
+    def measure(layouts, task):
+        seen.append(sorted(layouts))
+        return {name: 1.0 if name == "dense" else 0.2 if name == "block" else 0.5 for name in layouts}
+
+    monkeypatch.setattr(latency, "_known", {})
+    monkeypatch.setattr(latency, "_measure", measure)
+    cut = pruned([eqx.nn.Conv2d(4, 4, 3, padding=((-6, -6), (-6, -6)), key=KEY)], 0.1)
+    assert layouts_of(export(cut, objective="latency")) == ["bcsr"]
+    layer = eqx.nn.Conv2d(8, 8, 1, key=KEY)
+    mask = np.kron(np.eye(2), np.ones((4, 4)))[..., None, None] > 0
+    blocks = eqsparse.set_masks(eqsparse.sparsify([layer]), {"0.weight": mask})
+    assert layouts_of(export(blocks, objective="latency")) == ["block"]
+    count = len(seen)
+    for path in (tmp_path / "eqsparse").glob("latency-*"):
+        path.write_text('{"bogus": 0.1, "dense": NaN}')
+    latency._known.clear()
+    assert layouts_of(export(blocks, objective="latency")) == ["block"] and len(seen) > count
+
+
+def test_a_stack_of_convolutions_is_materialised_and_not_called():
+    convs = eqx.filter_vmap(lambda key: eqx.nn.Conv2d(3, 3, 3, padding=1, key=key))(jax.random.split(KEY, 2))
+    masked = pruned(convs, 0.4)
+    for layout in ("bcsr", "bitmask"):
+        exported = export(masked, {"*": layout})
+        close(exported.materialise(), eqsparse.materialise(masked), 0)
+    with pytest.raises(ValueError, match=r"`layer\(image\)` must be called on a single matrix"):
+        export(masked, {"*": "bcsr"})(jnp.ones((3, 8, 8)))
 
 
 def test_latency_is_timed(monkeypatch, tmp_path):

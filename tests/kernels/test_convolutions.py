@@ -145,3 +145,6 @@ def test_wrong_columns_reach_no_memory(kernels):
     wrong = eqx.tree_at(lambda layout: layout.columns, layout, layout.columns.at[5].set(60000))
     with pytest.raises(Exception, match="columns must be below the size"):
         jax.block_until_ready(jax.jit(convolved, static_argnums=2)(wrong, x, window))
+    short = eqx.tree_at(lambda layout: layout.row_pointers, layout, layout.row_pointers[:3])
+    with pytest.raises(Exception, match="indices must be as many as"):
+        jax.block_until_ready(jax.jit(convolved, static_argnums=2)(short, x, window))

@@ -147,6 +147,20 @@ def test_wrong_pointers_reach_no_memory(kernels):
         np.testing.assert_array_equal(layout.product(jnp.arange(4.0)), [0.0, 3.0])
 
 
+@pytest.mark.parametrize(
+    "name, field",
+    [("bcsr", "row_pointers"), ("bcsr", "columns"), ("bitmask", "bits"), ("nm", "places"), ("block", "block_rows")],
+)
+def test_arrays_of_other_sizes_reach_no_memory(kernels, name, field):
+    if not kernels:
+        pytest.skip("there are no kernels")
+    mask = np.tile(np.kron(np.eye(2), np.ones((4, 2))), (2, 8)) > 0  # 2:4 in blocks
+    layout = LAYOUTS[name].from_dense(np.ones(mask.shape, np.float32), mask)
+    short = dataclasses.replace(layout, **{field: getattr(layout, field)[:1]})
+    with pytest.raises(Exception, match="indices must be as many as"):
+        jax.block_until_ready(jax.jit(lambda layout, x: jax.vmap(lambda x: layout @ x)(x))(short, jnp.ones((3, 32))))
+
+
 def test_padding_is_not_read(kernels):
     """Entries past the last pointer, whatever they hold: no `nan` gets out."""
     layout = eqsparse.BCSRLayout(

@@ -75,10 +75,15 @@ class AbstractLayout(eqx.Module):
 
     def convolve(self, x: Num[Array, "channels ..."], window: Window) -> Inexact[Array, "out_size ..."]:
         """One image (channels first) convolved with the matrix, whose columns are the channels of one tap of the
-        kernel, then those of the next. Of a single matrix.
+        kernel, then those of the next.
 
         A kernel of one position is a product. For others the weight is made dense, unless the layout `convolves`.
         """
+        self._check_single("layer(image)")
+        return self.convolution(x, window)
+
+    def convolution(self, x: Num[Array, "channels ..."], window: Window) -> Inexact[Array, "out_size ..."]:
+        """As `convolve`, of a single matrix."""
         if window.is_product:
             y = self.product(x.reshape(x.shape[0], -1).T).T
         else:

@@ -91,7 +91,7 @@ class BCSRLayout(AbstractLayout):
     def product(self, x: Array) -> Inexact[Array, "*batch out_size"]:
         return spmm(self.values, self.columns, self.row_pointers, x, self.shape)
 
-    def convolve(self, x: Array, window: Window) -> Inexact[Array, "out_size *positions"]:
+    def convolution(self, x: Array, window: Window) -> Inexact[Array, "out_size *positions"]:
         return csr_convolution(self.values, self.columns, self.row_pointers, x, self.shape, window)
 
 

@@ -97,14 +97,18 @@ struct Stored {
 using Use = std::function<const char*(const Source&)>;
 using Read = const char*(const Stored&, const Use& f);
 
+const char* const kWrongSizes = "indices must be as many as the values and the sizes of the matrix ask for";
+
 const char* read_csr(const Stored& a, const Use& f) {
   const int64_t itemsize = a.at(0).itemsize;
-  if (itemsize < 2) return "columns must be int32 or uint16";
+  if (itemsize < 2 || a.at(1).itemsize != 4) return "columns must be int32 or uint16, row pointers int32";
+  if (a.indices[1].count() != a.out_size + 1 || a.indices[0].count() != a.values.count()) return kWrongSizes;
   return f(Csr(a.numbers(), {a.indices[0].data, itemsize == 4}, a.indices[1].as<int32_t>(), a.out_size, a.in_size,
                a.indices[0].count()));
 }
 
 const char* read_bitmask(const Stored& a, const Use& f) {
+  if (a.at(0).itemsize != 1 || a.indices[0].count() != a.out_size * ((a.in_size + 7) / 8)) return kWrongSizes;
   return f(Bitmask(a.numbers(), a.indices[0].as<uint8_t>(), a.indices[0].size(-1), a.out_size, a.in_size,
                    a.values.count()));
 }
@@ -113,16 +117,25 @@ const char* read_nm(const Stored& a, const Use& f) {
   const int64_t n = a.indices[1].as<int32_t>()[0], m = a.indices[1].as<int32_t>()[1];
   if (n < 1 || m < n || m > 256 || a.values.size(-1) != a.in_size / m * n)
     return "n and m must be those of the values";
+  int64_t width = 1;
+  while ((int64_t(1) << width) < m) ++width;
+  const int64_t kept = a.in_size / m * n;
+  if (a.at(0).itemsize != 1 || a.values.count() != a.out_size * kept ||
+      a.indices[0].count() != a.out_size * ((kept + 7) / 8) * width)
+    return kWrongSizes;
   return f(Nm(a.numbers(), a.indices[0].as<uint8_t>(), a.indices[0].size(-1), n, m, a.out_size, a.in_size));
 }
 
 const char* read_fan_in(const Stored& a, const Use& f) {
   if (!a.at(0).itemsize) return "columns must be uint8, uint16 or int32";
+  if (a.indices[0].count() != a.values.count() || a.values.size(-1) != a.out_size) return kWrongSizes;
   return f(FanIn(a.numbers(), a.at(0), a.values.size(-2), a.out_size, a.in_size));
 }
 
 const char* read_blocks(const Stored& a, const Use& f) {
   if (!a.at(0).itemsize || !a.at(1).itemsize) return "rows and columns must be uint8, uint16 or int32";
+  const int64_t blocks = a.values.size(-3);
+  if (a.indices[0].count() != blocks || a.indices[1].count() != blocks) return kWrongSizes;
   return f(Blocks(a.numbers(), a.at(0), a.at(1), a.values.size(-3), a.values.size(-2), a.values.size(-1), a.out_size,
                   a.in_size));
 }
