@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 from rich import box
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -28,6 +30,11 @@ AT_ONCE = {"StaticSparse", *AT_INIT, *AFTER_TRAINING}
 GLOBAL = {"GlobalMagnitudePruning", "GlobalSaliencyPruning"}
 MOVING = {"SET", "RigL", "SNFS", "TopKAST"}
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+
+
+def console():
+    """As wide as the terminal, or, where there is none, as the widest table."""
+    return Console(width=None if sys.stdout.isatty() else 110)
 
 
 def options(doc, *, algorithm, sparsity, distribution, name, algorithms=ALGORITHMS):

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich.console import Console
 
 import eqsparse
 
@@ -163,7 +162,7 @@ def main(argv=None):
     if each < args.batch:
         raise SystemExit(f"--batch must be {each} at most, what a client has. Got {args.batch}.")
     optim = optax.adam(args.rate)
-    console = Console()
+    console = common.console()
 
     models, curves, rows = {}, {}, []
     runs = ["dense", args.algorithm]

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich.console import Console
 
 import eqsparse
 
@@ -309,7 +308,7 @@ def arguments(argv):
 
 def main(argv=None):
     args = arguments(argv)
-    console = Console()
+    console = common.console()
     with console.status("learning the vocabulary"):
         vocabulary, data, held_out = load(args.text, args.vocabulary, args.window, args.batch)
     optim = optax.adam(optax.warmup_cosine_decay_schedule(0, args.rate, args.steps // 10, args.steps))

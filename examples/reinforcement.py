@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich.console import Console
 
 import eqsparse
 
@@ -216,7 +215,7 @@ def main(argv=None):
     env = make_env(args.env)
     shape, actions = env.observation_space.shape, int(env.action_space.n)
     optim, updates = optax.adam(args.rate), args.frames // args.envs
-    console = Console()
+    console = common.console()
 
     names = ["dense", args.algorithm]
     models, curves, returns, memories = {}, {}, {}, {}

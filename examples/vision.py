@@ -15,7 +15,6 @@ import equinox as eqx
 import jax
 import numpy as np
 import optax
-from rich.console import Console
 
 import eqsparse
 
@@ -258,7 +257,7 @@ def main(argv=None):
     data = Folder(args.imagenet, args.image_size) if args.imagenet else Arrays(*common.digits(args.mnist))
     patch = args.patch or min(16, data.shape[1] // 4)
     optim = optax.adam(optax.warmup_cosine_decay_schedule(0, args.rate, args.steps // 20, args.steps))
-    console = Console()
+    console = common.console()
 
     runs = [f"{name}, {how}" for name in args.models for how in ("dense", args.algorithm)]
     models, curves, rows = {}, {}, []
