@@ -1,6 +1,7 @@
 """Strict dtypes and ranks in all tests; warnings are errors (`pyproject.toml`)."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -18,6 +19,7 @@ QUICK = (
     "xla_backend_optimization_level=0",
     "xla_cpu_use_fusion_emitters=false",
     "xla_cpu_parallel_codegen_split_count=1",
+    "xla_llvm_disable_expensive_passes=true",
 )
 os.environ["XLA_FLAGS"] = " ".join([*(f"--{flag}" for flag in QUICK), os.environ.get("XLA_FLAGS", "")])
 
@@ -31,6 +33,13 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
+# Lowering writes the calls that led to each operation into the program, which nothing here reads.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+jax.config.update("jax_traceback_in_locations_limit", int(os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"]))
+
+# Tracing makes many small objects that live for long: Python looks through them less often.
+gc.set_threshold(50_000, 20, 50)
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -39,10 +48,23 @@ if os.environ.get("EQSPARSE_BEARTYPE"):
     install_import_hook("eqsparse", "beartype.beartype")
 
 
+def pytest_collection_finish():
+    """What is imported stays: the garbage collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
-def optimised():
-    """Options to compile with as users do, for tests of what the compiler makes and of large arrays."""
-    return {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+def planned():
+    """Options to compile with for tests of what the compiler plans (its text, its memory): as for users, whose
+    optimised machine code changes nothing in it."""
+    return {"xla_cpu_use_fusion_emitters": True}
+
+
+@pytest.fixture(scope="session")
+def optimised(planned):
+    """Options to compile with as users do, to run on large arrays."""
+    return planned | {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
 
 
 @pytest.fixture

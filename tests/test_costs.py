@@ -16,8 +16,8 @@ SCORES = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
 
 
 @pytest.fixture
-def compiled(optimised):
-    return lambda function, *args: jax.jit(function).lower(*args).compile(optimised)
+def compiled(planned):
+    return lambda function, *args: jax.jit(function).lower(*args).compile(planned)
 
 
 def operations(text, name):
@@ -62,7 +62,7 @@ def loss(model):
     return optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(x), y).mean()
 
 
-def dense_step(model, optimised):
+def dense_step(model, planned):
     optim = optax.adam(1e-3)
 
     @eqx.filter_jit(donate="all")
@@ -71,10 +71,10 @@ def dense_step(model, optimised):
             updates, state = optim.update(eqx.filter_grad(loss)(model), state)
         return eqx.apply_updates(model, updates), state
 
-    return step.lower(model, optim.init(eqx.filter(model, eqx.is_inexact_array))).lowered.compile(optimised)
+    return step.lower(model, optim.init(eqx.filter(model, eqx.is_inexact_array))).lowered.compile(planned)
 
 
-def training_step(model, optimised, algorithm=eqsparse.MagnitudePruning, **settings):
+def training_step(model, planned, algorithm=eqsparse.MagnitudePruning, **settings):
     every = {"distribution": 0.9, "schedule": eqsparse.Periodic(0, 10, 2)}
     pruner = algorithm(optax.adam(1e-3), **every | settings)
 
@@ -82,24 +82,24 @@ def training_step(model, optimised, algorithm=eqsparse.MagnitudePruning, **setti
     def step(pruner, model, state):
         return pruner.step(model, eqx.filter_grad(loss)(model), state)
 
-    return step.lower(pruner, *pruner.init(model)).lowered.compile(optimised)
+    return step.lower(pruner, *pruner.init(model)).lowered.compile(planned)
 
 
 @pytest.mark.parametrize("packed, share", [(False, 1 / 4), (True, 1 / 32)])
-def test_masks_add_a_quarter_or_a_thirty_second(optimised, packed, share):
+def test_masks_add_a_quarter_or_a_thirty_second(planned, packed, share):
     model = eqx.nn.MLP(256, 256, 256, 2, use_bias=False, use_final_bias=False, key=KEY)
     weights = 3 * 256 * 256 * 4
     assert eqsparse.nbytes(model) == weights
     assert eqsparse.nbytes(eqsparse.sparsify(model, packed=packed)) == weights * (1 + share)
     # The compiled step takes weights, two moments and masks, and some scalars.
-    arguments = training_step(model, optimised, packed=packed).memory_analysis().argument_size_in_bytes
+    arguments = training_step(model, planned, packed=packed).memory_analysis().argument_size_in_bytes
     assert weights * (3 + share) <= arguments <= weights * (3 + share) + 256
 
 
 @pytest.fixture(scope="module")
-def model_and_step(optimised):
+def model_and_step(planned):
     model = eqx.nn.MLP(256, 256, 256, 2, key=KEY)
-    return model, training_step(model, optimised)
+    return model, training_step(model, planned)
 
 
 def test_a_step_holds_no_constant_weights_and_does_not_sort(model_and_step):
@@ -116,12 +116,12 @@ def peak(compiled):
 
 
 @pytest.fixture(scope="module")
-def model_and_dense_peak(optimised):
+def model_and_dense_peak(planned):
     """The benchmark's model, half as wide."""
     layers = [eqx.nn.Linear(i, o, key=KEY) for i, o in ((392, 512), (512, 512), (512, 10))]
     relu = eqx.nn.Lambda(jax.nn.relu)
     model = eqx.nn.Sequential([layers[0], relu, layers[1], relu, layers[2]])
-    return model, peak(dense_step(model, optimised))
+    return model, peak(dense_step(model, planned))
 
 
 @pytest.mark.parametrize(
@@ -136,11 +136,11 @@ def model_and_dense_peak(optimised):
         (eqsparse.MagnitudeSTE, {}),
     ],
 )
-def test_a_step_copies_nothing_and_holds_little(optimised, model_and_dense_peak, algorithm, settings):
+def test_a_step_copies_nothing_and_holds_little(planned, model_and_dense_peak, algorithm, settings):
     """Masks, weights and moments are changed in their own buffers, and not touched where no update is due. At its
     peak a step holds what the dense one does, the masks, and one array of the largest site."""
     model, dense = model_and_dense_peak
-    step = training_step(model, optimised, algorithm, **settings)
+    step = training_step(model, planned, algorithm, **settings)
     entry = step.as_text()[step.as_text().index("ENTRY") :]
     if algorithm is not eqsparse.MagnitudeSTE:  # it chooses at each step
         assert not re.search(r"= (f32|pred|u8)\[512,(512|392|64|49)\]\S* copy\(", entry)
@@ -166,7 +166,7 @@ def at_every_step(text):
 
 
 @pytest.mark.parametrize("stacked", [False, True], ids=["by member", "stacked"])
-def test_an_ensemble_searches_only_when_an_update_is_due(optimised, stacked):
+def test_an_ensemble_searches_only_when_an_update_is_due(planned, stacked):
     """PREDECESSOR row 21: under vmap the sort runs at every step. Keys are made within a loop that turns only
     when one is due, not to select from both outcomes."""
     nets = eqx.filter_vmap(lambda key: [eqx.nn.Linear(96, 80, key=key)])(jax.random.split(KEY, 3))
@@ -175,7 +175,7 @@ def test_an_ensemble_searches_only_when_an_update_is_due(optimised, stacked):
     carry = over_members(pruner.init)(nets)
     grads = eqx.filter(carry[0], eqx.is_inexact_array)
     step = over_members(lambda grads, model, state: pruner.step(model, grads, state))
-    text = eqx.filter_jit(step, donate="all-except-first").lower(grads, *carry).lowered.compile(optimised).as_text()
+    text = eqx.filter_jit(step, donate="all-except-first").lower(grads, *carry).lowered.compile(planned).as_text()
     keys = r"u32\[3,80,96\]"
     assert re.search(keys, text) and re.search(r"\bwhile\(", at_every_step(text))
     assert not re.search(keys, at_every_step(text))

@@ -317,13 +317,13 @@ def test_norms_shared_weights_and_masked_fields_around():
 
 
 @pytest.mark.parametrize("statistic, own", [("second_moment", 0), ("gram", 1)])
-def test_the_backward_pass_is_left_out(statistic, own, optimised):
+def test_the_backward_pass_is_left_out(statistic, own, planned):
     """Of the compiled products of matrices there are those of the forward pass, less those of the last layer, whose
     output is not looked at, and one for each Gram matrix (`q`, `k` and `v` have the same)."""
     from eqsparse._calibration.calibrate import _sums, mapped
 
     def products(function, *args):
-        text = jax.jit(function).lower(*args).compile(optimised).as_text()
+        text = jax.jit(function).lower(*args).compile(planned).as_text()
         return len(re.findall(r"= \S+ (?:dot|convolution)\(|custom_call_target=\"__\w*matmul", text))
 
     mlp, x = eqx.nn.MLP(8, 4, 16, 3, key=KEY), normal(32, 8)

@@ -401,7 +401,7 @@ def test_serialises(getkey, tmp_path):
 # Bytes.
 
 
-def test_bytes_at_3072_by_768(optimised):
+def test_bytes_at_3072_by_768(planned):
     """PREDECESSOR row 27: `BCOO @ x` under `vmap` took 123 MB of scratch where the dense weight is 9 MB.
 
     At 90%, batch 128: at most half the dense layer's weight and scratch, and no scratch of the size of the
@@ -413,11 +413,11 @@ def test_bytes_at_3072_by_768(optimised):
     for name, layer in (("dense", masked.materialise()), ("sparse", to_bcoo(masked))):
         run, arrays = as_arguments(layer)
         x = jax.ShapeDtypeStruct((batch, 768), jnp.float32)
-        used = jax.jit(run).lower(arrays, x).compile(optimised).memory_analysis()
+        used = jax.jit(run).lower(arrays, x).compile(planned).memory_analysis()
         bytes_of[name] = used.argument_size_in_bytes - x.size * 4 + used.temp_size_in_bytes
     assert bytes_of["sparse"] <= bytes_of["dense"] / 2
     run, arrays = as_arguments(to_bcoo(masked))
-    compiled = jax.jit(jax.grad(lambda x, arrays: run(arrays, x).sum())).lower(x, arrays).compile(optimised)
+    compiled = jax.jit(jax.grad(lambda x, arrays: run(arrays, x).sum())).lower(x, arrays).compile(planned)
     assert compiled.memory_analysis().temp_size_in_bytes < 3072 * 768 * 4
     assert "f32[3072,768]" not in compiled.as_text()
 

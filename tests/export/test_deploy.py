@@ -110,13 +110,13 @@ def test_the_file_is_as_large_as_the_arrays_and_some_code(path):
         assert eqsparse.nbytes(layer) < path.stat().st_size < eqsparse.nbytes(layer) + 10_000
 
 
-def test_sparse_weights_stay_sparse_when_the_file_is_compiled(path, optimised):
+def test_sparse_weights_stay_sparse_when_the_file_is_compiled(path, planned):
     """XLA computes with constants when it compiles, and would write the zeros back in."""
     mask = np.random.default_rng(0).random((512, 512)) < 0.1
     masked = eqsparse.MaskedLinear(512, 512, mask=mask, packed=True, key=KEY)
     eqsparse.deploy(path, masked, jax.ShapeDtypeStruct((512,), jnp.float32))
     lowered = jax.jit(read(path).call).lower(jnp.ones(512))
-    text = lowered.compile(compiler_options=optimised).as_text()
+    text = lowered.compile(compiler_options=planned).as_text()
     constants = re.findall(r"(\w+\[[\d,]*\])\S* constant\(\{\.\.\.\}\)", text)
     assert "u8[512,64]" in constants  # packed, as it is stored
     assert [c for c in constants if c.startswith(("pred[512", "u32[512"))] == []

@@ -166,7 +166,7 @@ class Images(eqx.Module):
 @pytest.mark.parametrize("batch", [1, 128])
 @pytest.mark.parametrize("sparsity", [0.8, 0.95])
 @pytest.mark.parametrize("make", [lambda: eqx.nn.MLP(256, 10, 512, 2, key=KEY), lambda: Images(KEY)])
-def test_a_whole_model_takes_less_memory_when_it_runs(make, sparsity, batch, optimised):
+def test_a_whole_model_takes_less_memory_when_it_runs(make, sparsity, batch, planned):
     """PREDECESSOR row 27, for models: arguments, scratch and output of the compiled forward, from 80% on."""
     masked = pruned(make(), 1 - sparsity)
     used = {}
@@ -174,7 +174,7 @@ def test_a_whole_model_takes_less_memory_when_it_runs(make, sparsity, batch, opt
         arrays, rest = eqx.partition(model, eqx.is_array)
         run = jax.jit(lambda arrays, x: jax.vmap(eqx.combine(arrays, rest))(x))
         x = jax.ShapeDtypeStruct((batch, 256), jnp.float32)
-        stats = run.lower(arrays, x).compile(optimised).memory_analysis()
+        stats = run.lower(arrays, x).compile(planned).memory_analysis()
         used[name] = stats.argument_size_in_bytes + stats.temp_size_in_bytes + stats.output_size_in_bytes
     assert used["sparse"] < used["dense"]
 
