@@ -16,7 +16,7 @@ struct Window {
   int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
 };
 
-// Lanes of a strip that lie side by side in memory as well.
+// Lanes of a strip whose numbers lie one stride apart in memory.
 struct Run {
   int64_t lane, count, at;
 };
@@ -49,10 +49,7 @@ class Images final : public Examples {
       for (; first < stop; ++first, to += lanes) {
         if (!is_full) std::fill(to, to + lanes, 0.f);
         const T* channel = data_ + (first - tap * channels_) * plane;
-        for (int64_t i = 0; i < found; ++i) {
-          const T* from = channel + runs[i].at;
-          for (int64_t k = 0; k < runs[i].count; ++k) to[runs[i].lane + k] = to_float(from[k]);
-        }
+        for (int64_t i = 0; i < found; ++i) copy(channel + runs[i].at, runs[i].count, to + runs[i].lane);
       }
     }
   }
@@ -75,6 +72,14 @@ class Images final : public Examples {
   const int64_t channels_;
   const Window& window_;
 
+  int64_t step() const { return window_.stride[kAxes - 1]; }
+
+  void copy(const T* from, int64_t count, float* to) const {
+    const int64_t step = this->step();
+    if (step == 1) for (int64_t k = 0; k < count; ++k) to[k] = to_float(from[k]);
+    else for (int64_t k = 0; k < count; ++k) to[k] = to_float(from[k * step]);
+  }
+
   // Where the lanes find their numbers for a tap, in channel 0, but for those whose window ends outside.
   int64_t runs_of(int64_t tap, const int64_t* images, const int64_t (*corners)[kAxes], int64_t examples,
                   Run* runs) const {
@@ -94,7 +99,7 @@ class Images final : public Examples {
       }
       if (!is_inside) continue;
       Run* last = runs + found - 1;
-      if (found && last->lane + last->count == lane && last->at + last->count == at) ++last->count;
+      if (found && last->lane + last->count == lane && last->at + last->count * step() == at) ++last->count;
       else runs[found++] = {lane, 1, at};
     }
     return found;
