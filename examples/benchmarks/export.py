@@ -33,13 +33,14 @@ LAYOUTS = {
     "bcoo": eqsparse.BCOOLayout,
 }
 PARTS = ["bytes", "times", "structured", "convolutions", "models"]
-# Channels in and out, size of the kernel, side of the image, batch.
+# Channels in and out, size and stride of the kernel, side of the image, batch.
 CONVOLUTIONS = [
-    (64, 128, 3, 8, 128),
-    (128, 256, 3, 8, 128),
-    (64, 64, 3, 32, 16),
-    (64, 128, 3, 16, 1),
-    (256, 64, 1, 14, 16),
+    (64, 128, 3, 1, 8, 128),
+    (128, 256, 3, 1, 8, 128),
+    (64, 64, 3, 1, 32, 16),
+    (64, 128, 3, 1, 16, 1),
+    (256, 64, 1, 1, 14, 16),
+    (3, 64, 7, 2, 224, 1),
 ]
 STRUCTURED = {"nm": eqsparse.NM(2, 4), "block": eqsparse.Block((16, 16))}
 
@@ -121,8 +122,8 @@ def print_structured(args):
 def print_convolutions(sparsities, args):
     print("\nConvolutions, float32: milliseconds, and times as fast as dense\n")
     rows = []
-    for channels, out, kernel, side, batch in CONVOLUTIONS:
-        layer = eqx.nn.Conv2d(channels, out, kernel, padding=kernel // 2, key=jax.random.key(0))
+    for channels, out, kernel, stride, side, batch in CONVOLUTIONS:
+        layer = eqx.nn.Conv2d(channels, out, kernel, stride, padding=kernel // 2, key=jax.random.key(0))
         x = jax.random.normal(jax.random.key(1), (batch, channels, side, side))
         for sparsity in sparsities:
             mask = jax.random.uniform(jax.random.key(2), layer.weight.shape) >= sparsity

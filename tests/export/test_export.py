@@ -273,6 +273,36 @@ def test_convolutions_are_timed_where_there_are_kernels(monkeypatch, tmp_path):
     assert [task.window.out_sizes for task in tasks] == [(8, 8), (32, 32), (56,), (1016,)]
 
 
+def test_a_layout_must_win_at_all_tasks_and_is_timed_once(monkeypatch, tmp_path):
+    from eqsparse._export import choose, latency
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(latency, "_known", {})
+    monkeypatch.setattr(choose, "available", lambda: True)
+    seen = []
+
+    def measure(layouts, task):
+        seen.append(layouts["bcsr"].values.size)
+        return {name: 1.0 if name == "dense" or task.batch == 2 else 0.1 for name in layouts}  # 2: larger images
+
+    monkeypatch.setattr(latency, "_measure", measure)
+    assert layouts_of(export(pruned([eqx.nn.Conv2d(4, 8, 3, key=KEY)], 0.1), objective="latency")) == ["dense"]
+    seen.clear()
+    stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(32, 32, key=key))(jax.random.split(KEY, 2))
+    masks = {"0.weight": np.stack([np.eye(32), np.ones((32, 32)) * (np.arange(32) < 8)]) > 0}
+    export(eqsparse.set_masks(eqsparse.sparsify([stack]), masks), objective="latency")
+    assert seen == [256]  # the fullest slice
+    seen.clear()
+    for columns in (slice(0, 32, 8), slice(1, 32, 8)):  # other masks of as many weights
+        mask = np.zeros((32, 32), bool)
+        mask[:, columns] = True
+        export(
+            eqsparse.set_masks(eqsparse.sparsify([eqx.nn.Linear(32, 32, key=KEY)]), {"0.weight": mask}),
+            objective="latency",
+        )
+    assert seen == [128]
+
+
 def test_latency_of_odd_layers_and_foreign_figures(monkeypatch, tmp_path):
     from eqsparse._export import choose, latency
 
