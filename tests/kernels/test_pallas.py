@@ -12,6 +12,9 @@ import eqsparse
 from eqsparse._kernels import operations_of_jax
 from eqsparse._kernels._pallas import block
 
+# JAX 0.11 announces that it will take its compiler to Triton away.
+pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+
 TOLERANCE = {jnp.float32: 1e-6, jnp.bfloat16: 1e-2, jnp.float16: 2e-3}
 
 
