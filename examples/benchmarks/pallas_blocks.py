@@ -8,7 +8,7 @@ depends on no batch, as the order of the blocks by columns, may be computed once
 the turns, a factor the median of the factors of the rounds. Rows are printed as they come.
 
 `--tune` looks for the fastest tile of each kind of product, for `tile_of` in `eqsparse/_kernels/_pallas/block.py`. It
-compiles up to some hundred programs for a row: name few, as in `--tune --blocks 64 --sparsities 0.8`.
+compiles some tens of programs for a row, on all cores: name few, as in `--tune --sparsities 0.8`.
 
 float32 is computed as JAX does by default on a GPU, with TF32; `--precision highest` without.
 """
@@ -76,6 +76,31 @@ def matrix(size, side, sparsity, dtype):
     return eqsparse.BlockLayout.from_dense(weight, mask), weight
 
 
+@functools.cache
+def factors(size, batch, dtype, repeats):
+    """Batches of what a matrix is multiplied with, from both sides."""
+    keys = jax.random.split(jax.random.key(0))
+    return tuple(jax.random.normal(key, (repeats, batch, size), DTYPES[dtype]) for key in keys)
+
+
+def in_one_program(one, weight, xs, ys):
+    """All batches."""
+    run = jax.jit(lambda weight, xs, ys: jax.lax.map(lambda xy: one(weight, *xy), (xs, ys)))
+    return run.lower(weight, xs, ys).compile()
+
+
+@functools.cache
+def dense_product(kind, size, batch, dtype, repeats):
+    """Of all weights of a size."""
+    one = {
+        "product": lambda weight, x, y: x @ weight.T,
+        "of x": lambda weight, x, y: y @ weight,
+        "of values": lambda weight, x, y: y.T @ x,
+    }
+    weight = jax.ShapeDtypeStruct((size, size), DTYPES[dtype])
+    return in_one_program(one[kind], weight, *factors(size, batch, dtype, repeats))
+
+
 class Case:
     """A matrix of blocks, the same one dense, and batches of both factors."""
 
@@ -83,18 +108,14 @@ class Case:
         size = args.size
         self.layout, self.weight = matrix(size, side, sparsity, dtype)
         self.repeats = max(1, min(args.repeats, _MOST // (batch * size)))
-        keys = jax.random.split(jax.random.key(0))
-        self.xs, self.ys = (jax.random.normal(key, (self.repeats, batch, size), DTYPES[dtype]) for key in keys)
+        self.what = size, batch, dtype, self.repeats
+        self.xs, self.ys = factors(*self.what)
         self.operations = 2 * size * size * batch * self.repeats
         self.interpret, self.tolerance = args.interpret, TOLERANCE[dtype]
 
     def dense(self, kind):
-        one = {
-            "product": lambda weight, x, y: x @ weight.T,
-            "of x": lambda weight, x, y: y @ weight,
-            "of values": lambda weight, x, y: y.T @ x,
-        }
-        return self.compiled(one[kind], self.weight)
+        run = dense_product(kind, *self.what)
+        return lambda: run(self.weight, self.xs, self.ys)
 
     def sparse(self, kind):
         """As a layout multiplies."""
@@ -124,9 +145,7 @@ class Case:
             return make()
 
     def compiled(self, one, weight):
-        """All batches in one program."""
-        run = jax.jit(lambda weight, xs, ys: jax.lax.map(lambda xy: one(weight, *xy), (xs, ys)))
-        run = run.lower(weight, self.xs, self.ys).compile()
+        run = in_one_program(one, weight, self.xs, self.ys)
         return lambda: run(weight, self.xs, self.ys)
 
     def check(self, kind, run):
@@ -162,13 +181,22 @@ def show(cells):
 def print_products(args):
     print(f"{args.size}×{args.size}: a dense product, and times as fast\n")
     show(["dtype", "batch", "blocks", "sparsity", "", "dense, microseconds", "dense, TFLOP/s", "XLA", "Pallas"])
-    for name, case, kind in cases(args):
-        pallas = case.pallas(lambda: case.sparse(kind))  # noqa: B023
-        case.check(kind, pallas)
-        seconds = interleave({"dense": case.dense(kind), "xla": case.sparse(kind), "pallas": pallas}, args.rounds)
+    rows = list(cases(args))
+    for _, case, kind in rows:
+        case.dense(kind)  # compiled here, as the compiler times what it may choose from
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        runs = list(pool.map(lambda row: contestants(*row[1:]), rows))
+    for (name, case, kind), run in zip(rows, runs, strict=True):
+        case.check(kind, run["pallas"])
+        seconds = interleave(run, args.rounds)
         dense = np.median(seconds["dense"])
         cells = [f"{dense / case.repeats * 1e6:.0f}", f"{case.operations / dense / 1e12:.3g}"]
         show([*name, *cells, *(f"{1 / ratio(seconds[form], seconds['dense']):.2f}" for form in ("xla", "pallas"))])
+
+
+def contestants(case, kind):
+    pallas = case.pallas(lambda: case.sparse(kind))
+    return {"dense": case.dense(kind), "xla": case.sparse(kind), "pallas": pallas}
 
 
 def print_tiles(args):
@@ -185,9 +213,6 @@ def print_tiles(args):
 
 def compiled_tiles(case, kind, now, few):
     """All that are sensible and compile, on all cores."""
-    choices = [16, 32, 64, 128], [16, 32, 64, 128], [32, 64, 128], [4, 8], [2, 3, 4]
-    tiles = [block.Tile(*sides) for sides in itertools.product(*choices)]
-    tiles = [now, *(tile for tile in tiles if tile != now and is_sensible(tile, kind, case))]
 
     def compiled(tile):
         try:
@@ -195,17 +220,24 @@ def compiled_tiles(case, kind, now, few):
         except Exception as error:  # more shared memory than there is, say
             print(f"{tuple(tile)}: {str(error).splitlines()[0][:100]}", file=sys.stderr)
 
+    tiles = [now, *(tile for tile in sensible_tiles(case, kind) if tile != now)]
     tiles = tiles[:2] if few else tiles
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return {tile: run for tile, run in zip(tiles, pool.map(compiled, tiles), strict=True) if run}
 
 
-def is_sensible(tile, kind, case):
-    """Not larger than what it works on, nor much smaller, and within registers and shared memory of an H100."""
-    rows, columns, depth = (min(max(16, 1 << (size - 1).bit_length()), 128) for size in case.sizes(kind))
-    fits = rows // 4 <= tile.rows <= rows and columns // 4 <= tile.columns <= columns and tile.depth <= max(32, depth)
-    held = (tile.rows + tile.columns) * tile.depth * tile.stages * case.weight.dtype.itemsize
-    return fits and held <= 200_000 and tile.rows * tile.columns <= 2**14
+def sensible_tiles(case, kind):
+    """Not much smaller than what they work on, and within registers and shared memory of an H100."""
+    rows, columns, depth = (max(16, 1 << (size - 1).bit_length()) for size in case.sizes(kind))
+    itemsize = case.weight.dtype.itemsize
+    choices = [64, 128, 256] if rows > 128 else [rows // 2, rows], [columns // 2, columns], [32, 64, 128, 256]
+    warps = [1, 2, 4] if rows < 64 else [4, 8]
+    for tile in itertools.starmap(block.Tile, itertools.product(*choices, warps, [3, 4])):
+        of_a_thread = tile.rows * tile.columns // (32 * tile.warps)
+        held = (tile.rows + tile.columns) * tile.depth * tile.stages * itemsize
+        fits = 16 <= tile.columns <= 128 and 16 <= tile.rows and tile.depth <= max(64, depth)
+        if fits and 8 <= of_a_thread <= 128 and 24_000 <= held <= 200_000:
+            yield tile
 
 
 if __name__ == "__main__":

@@ -121,27 +121,85 @@ def _multiply_kernel(
 ) -> None:
     pl, triton = _pallas()
     example, group, part = pl.program_id(0) * tile.rows, pl.program_id(1), pl.program_id(2) * tile.columns
-    chunks = -(-inner // tile.depth)
+    begin, end = starts[group], starts[group + 1]
     examples = _below(example, tile.rows, x.shape[0], tile.rows)
     of_block = _below(part, tile.columns, outer, tile.columns)
+    rows, columns = _places(example, tile.rows), _places(part, tile.columns)
+    steps = _Steps(tile.depth, inner)
 
-    def add(step: Array, total: Array) -> Array:
-        place, chunk = jax.lax.div(step, np.int32(chunks)), jax.lax.rem(step, np.int32(chunks)) * tile.depth
-        column = others[place] * inner + chunk
-        of_inner = _below(chunk, tile.depth, inner, tile.depth)
-        mask = _cross(examples, _both(of_inner, _below(column, tile.depth, x.shape[1], inner)))
-        left = _load(x.at[pl.ds(example, tile.rows), pl.ds(column, tile.depth)], mask)
-        sides = [(part, tile.columns, of_block), (chunk, tile.depth, of_inner)]
-        (row, height, down), (column, width, across) = reversed(sides) if is_transposed else sides
-        right = _load(values.at[order[place], pl.ds(row, height), pl.ds(column, width)], _cross(down, across))
-        return total + _dot(left, right, (1, 0 if is_transposed else 1))
+    def find(step: Array) -> tuple[Array, Array]:
+        """Where the blocks of a step are stored, and which part of `x` they multiply."""
+        place = jnp.minimum(begin + steps.blocks(step), np.int32(others.shape[0] - 1))
+        return (order[place] if is_transposed else place), others[place]
 
+    def add(step: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        total, block, other = state
+        following = find(step + 1)  # ahead of time: loads then need not wait for where to load from
+        within, of_inner = steps.within(step), steps.mask(step, end - begin)
+        column = steps.hinted(other * inner + within)
+        of_x = None if x.shape[1] % inner == 0 else column < x.shape[1]
+        left = _load(x.at[rows[:, None], column[None, :]], _cross(examples, _both(of_inner, of_x)))
+        if is_transposed:
+            places, mask = (_as_column(block), within[:, None], columns[None, :]), _cross(of_inner, of_block)
+        else:
+            places, mask = (_as_row(block), columns[:, None], within[None, :]), _cross(of_block, of_inner)
+        total += _dot(left, _load(values.at[places], mask), (1, 0 if is_transposed else 1))
+        return total, *following
+
+    first = np.int32(0)
     total = jnp.zeros((tile.rows, tile.columns), jnp.float32)
-    total = jax.lax.fori_loop(starts[group] * chunks, starts[group + 1] * chunks, add, total)
+    total, *_ = jax.lax.fori_loop(first, steps.count(end - begin), add, (total, *find(first)))
     column = group * outer + part
     mask = _cross(examples, _both(of_block, _below(column, tile.columns, out.shape[1], outer)))
     place = out.at[pl.ds(example, tile.rows), pl.ds(column, tile.columns)]
     triton.store(place, total.astype(out.dtype), mask=mask)
+
+
+class _Steps(NamedTuple):
+    """How a sum over blocks, of `inner` terms each, goes on in steps of `depth` terms: several small blocks in one, or
+    a large one in several."""
+
+    depth: int
+    inner: int
+
+    @property
+    def joined(self) -> int:
+        """Blocks in a step."""
+        return max(1, self.depth // self.inner) if self.depth % self.inner == 0 else 1
+
+    @property
+    def chunks(self) -> int:
+        """Steps in a block."""
+        return -(-self.inner // self.depth)
+
+    def count(self, blocks: Array) -> Array:
+        return jax.lax.div(blocks * self.chunks + np.int32(self.joined - 1), np.int32(self.joined))
+
+    def blocks(self, step: Array) -> Array:
+        """Which block is added; for several, that of each term."""
+        if self.joined == 1:
+            return jax.lax.div(step, np.int32(self.chunks))
+        return step * self.joined + jax.lax.div(_places(0, self.depth), np.int32(self.inner))
+
+    def within(self, step: Array) -> Array:
+        """Which part of its block each term is."""
+        if self.joined == 1:
+            return _places(jax.lax.rem(step, np.int32(self.chunks)) * self.depth, self.depth)
+        return jax.lax.rem(_places(0, self.depth), np.int32(self.inner))
+
+    def mask(self, step: Array, blocks: Array) -> Array | None:
+        """Which terms there are."""
+        if self.joined > 1:
+            return self.blocks(step) < blocks
+        return None if self.inner % self.depth == 0 else self.within(step) < self.inner
+
+    def hinted(self, column: Array) -> Array:
+        """Tells the compiler what it cannot see through an index: that the terms of a block lie side by side."""
+        if self.joined == 1:
+            return column
+        pl, triton = _pallas()
+        max_contiguous = getattr(triton, "max_contiguous", None) or pl.max_contiguous  # JAX moved this
+        return max_contiguous(pl.multiple_of(column, self.inner), self.inner)
 
 
 def _sample_kernel(rows: Any, columns: Any, y: Any, x: Any, out: Any, *, tile: Tile, height: int, width: int) -> None:
@@ -219,6 +277,14 @@ def _both(a: Array | None, b: Array | None) -> Array | None:
 def _cross(down: Array | None, across: Array | None) -> Array | None:
     """Of a matrix, from those of its rows and columns."""
     return _both(None if down is None else down[:, None], None if across is None else across[None, :])
+
+
+def _as_row(index: Array) -> Array:
+    return index[None, :] if index.ndim else index
+
+
+def _as_column(index: Array) -> Array:
+    return index[:, None] if index.ndim else index
 
 
 def _load(place: Any, mask: Array | None) -> Array:
