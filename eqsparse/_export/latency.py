@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .._kernels import fingerprint, Window
+from .._kernels import fingerprint, pallas_fingerprint, Window
 from ._layout import AbstractLayout
 
 _ROUNDS = 9
@@ -93,7 +93,7 @@ def _measure(layouts: Mapping[str, AbstractLayout], task: Products | Convolution
 def _key(layouts: Mapping[str, AbstractLayout], task: Products | Convolutions) -> str:
     device = jax.devices()[0]
     shapes = {name: [str(x.dtype), *x.shape, *map(_rounded, x.values.shape)] for name, x in layouts.items()}
-    kernels = fingerprint() if device.platform == "cpu" else ""
+    kernels = {"cpu": fingerprint, "gpu": pallas_fingerprint}.get(device.platform, str)()
     what = ["quickest", device.platform, device.device_kind, _processor(), jax.__version__, kernels, str(task), shapes]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
 

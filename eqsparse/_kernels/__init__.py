@@ -1,7 +1,7 @@
 """Products of sparse and dense, behind one interface."""
 
 from ._native import available as available, build as build, Built as Built, fingerprint as fingerprint
-from ._pallas import use_pallas as use_pallas
+from ._pallas import pallas_fingerprint as pallas_fingerprint, use_pallas as use_pallas
 from .bits import pack as pack, unpack as unpack, unpack_on_host as unpack_on_host
 from .blocks import block_product as block_product
 from .convolution import csr_convolution as csr_convolution, Window as Window

@@ -1,7 +1,20 @@
 """Where a faster kernel plugs in."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+
+class Target(NamedTuple):
+    """What a program is lowered for."""
+
+    platforms: tuple[str, ...]
+    devices: int  # among which the compiler divides it
+
+    @classmethod
+    def of(cls, ctx: Any) -> "Target":
+        """From the context that JAX lowers in; within `jax.shard_map` each device has a program of its own."""
+        module = ctx.module_context
+        return cls(tuple(ctx.platforms or module.platforms), getattr(module.axis_context, "num_devices", 1))
 
 
 class Faster(NamedTuple):
@@ -11,4 +24,4 @@ class Faster(NamedTuple):
     transposed: Callable | None
     sampled: Callable | None
     serves: Callable[..., bool]
-    """`(platforms, *arrays)` tells whether they take such arrays, the last one dense, on what is lowered for."""
+    """`(target, *arrays)` tells whether they take such arrays, the last one dense, on what is lowered for."""

@@ -23,7 +23,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Inexact
 
-from .faster import Faster
+from .faster import Faster, Target
 from .plain import shipped
 
 
@@ -143,9 +143,8 @@ def _primitive(name: str, function: Callable, faster: Sequence[tuple], abstract:
     lower_faster = [(mlir.lower_fun(f, multiple_results=False), serves) for f, serves in faster if f is not None]
 
     def lower_by_platform(ctx: mlir.LoweringRuleContext, *args: Any, **static: Any) -> Any:
-        platforms = tuple(ctx.platforms or ctx.module_context.platforms)
-        kernels = [] if shipped() else lower_faster
-        chosen = next((rule for rule, serves in kernels if serves(platforms, *ctx.avals_in)), lower)
+        kernels, target = [] if shipped() else lower_faster, Target.of(ctx)
+        chosen = next((rule for rule, serves in kernels if serves(target, *ctx.avals_in)), lower)
         return chosen(ctx, *args, **static)
 
     mlir.register_lowering(primitive, lower_by_platform)

@@ -3,11 +3,11 @@
     python examples/benchmarks/pallas_blocks.py [--tune] [--size N] [--batches B ...] [--blocks B ...] [--interpret]
 
 Contestants take turns, compiled, their arrays arguments: a dense product, that of `BlockLayout` as it is without
-Pallas, and with it. A turn is a loop over many batches in one program, so that no launch from Python counts; what
-depends on no batch, as the order of the blocks by columns, may be computed once for a turn. A figure is the median of
-the turns, a factor the median of the factors of the rounds. Rows are printed as they come.
+Pallas, and with it. A turn is a program that multiplies many batches one after the other, so that no launch from
+Python counts; what depends on no batch, as the order of the blocks by columns, may be computed once for a turn. A
+figure is the median of the turns, a factor the median of the factors of the rounds. Rows are printed as they come.
 
-`--tune` looks for the fastest tile of each kind of product, for `tile_of` in `eqsparse/_kernels/_pallas/block.py`. It
+`--tune` looks for the fastest tile of each kind of product, for those in `eqsparse/_kernels/_pallas/block.py`. It
 compiles some tens of programs for a row, on all cores: name few, as in `--tune --sparsities 0.8`.
 
 float32 is computed as JAX does by default on a GPU, with TF32; `--precision highest` without.
@@ -79,13 +79,14 @@ def matrix(size, side, sparsity, dtype):
 @functools.cache
 def factors(size, batch, dtype, repeats):
     """Batches of what a matrix is multiplied with, from both sides."""
-    keys = jax.random.split(jax.random.key(0))
-    return tuple(jax.random.normal(key, (repeats, batch, size), DTYPES[dtype]) for key in keys)
+    make = lambda key: jax.random.normal(key, (batch, size), DTYPES[dtype])
+    return tuple([make(key) for key in jax.random.split(key, repeats)] for key in jax.random.split(jax.random.key(0)))
 
 
 def in_one_program(one, weight, xs, ys):
     """All batches."""
-    run = jax.jit(lambda weight, xs, ys: jax.lax.map(lambda xy: one(weight, *xy), (xs, ys)))
+    one = jax.jit(one)
+    run = jax.jit(lambda weight, xs, ys: [one(weight, x, y) for x, y in zip(xs, ys, strict=True)])
     return run.lower(weight, xs, ys).compile()
 
 
@@ -117,8 +118,8 @@ class Case:
         run = dense_product(kind, *self.what)
         return lambda: run(self.weight, self.xs, self.ys)
 
-    def sparse(self, kind):
-        """As a layout multiplies."""
+    def sparse(self, kind, batches=None):
+        """As a layout multiplies: all batches, or so many."""
         places, shape = (self.layout.block_rows, self.layout.block_columns), self.layout.shape
         forward = lambda values, x: block_product(values, places, x, shape)
         one = {
@@ -126,7 +127,7 @@ class Case:
             "of x": lambda values, x, y: jax.vjp(lambda x: forward(values, x), x)[1](y)[0],
             "of values": lambda values, x, y: jax.vjp(lambda values: forward(values, x), values)[1](y)[0],
         }
-        return self.compiled(one[kind], self.layout.values)
+        return self.compiled(one[kind], self.layout.values, batches)
 
     def tiled(self, kind, tile):
         """By some tile."""
@@ -141,12 +142,17 @@ class Case:
         return self.pallas(lambda: self.compiled(one[kind], self.layout.values))
 
     def pallas(self, make):
-        with eqsparse.kernels.use_pallas(self.interpret):
+        with eqsparse.kernels.use_pallas(interpret=self.interpret):
             return make()
 
-    def compiled(self, one, weight):
-        run = in_one_program(one, weight, self.xs, self.ys)
-        return lambda: run(weight, self.xs, self.ys)
+    def xla(self, make):
+        with eqsparse.kernels.use_pallas(False):
+            return make()
+
+    def compiled(self, one, weight, batches=None):
+        factors = self.xs[:batches], self.ys[:batches]
+        run = in_one_program(one, weight, *factors)
+        return lambda: run(weight, *factors)
 
     def check(self, kind, run):
         """Against dense."""
@@ -160,7 +166,7 @@ class Case:
 
     def sizes(self, kind):
         """Rows and columns of a part of the result, and what is summed over."""
-        batch, (_, height, width) = self.xs.shape[1], self.layout.values.shape
+        batch, (_, height, width) = len(self.xs[0]), self.layout.values.shape
         if kind == "of values":
             return height, width, batch
         return (batch, height, width) if kind == "product" else (batch, width, height)
@@ -188,22 +194,26 @@ def print_products(args):
         runs = list(pool.map(lambda row: contestants(*row[1:]), rows))
     for (name, case, kind), run in zip(rows, runs, strict=True):
         case.check(kind, run["pallas"])
+        xla = interleave({"": run.pop("xla")}, 3)[""] * case.repeats
         seconds = interleave(run, args.rounds)
         dense = np.median(seconds["dense"])
         cells = [f"{dense / case.repeats * 1e6:.0f}", f"{case.operations / dense / 1e12:.3g}"]
-        show([*name, *cells, *(f"{1 / ratio(seconds[form], seconds['dense']):.2f}" for form in ("xla", "pallas"))])
+        times = dense / np.median(xla), 1 / ratio(seconds["pallas"], seconds["dense"])
+        show([*name, *cells, *(f"{factor:.2f}" for factor in times)])
 
 
 def contestants(case, kind):
-    pallas = case.pallas(lambda: case.sparse(kind))
-    return {"dense": case.dense(kind), "xla": case.sparse(kind), "pallas": pallas}
+    """Without Pallas it takes so long that one batch will do."""
+    xla, pallas = case.xla(lambda: case.sparse(kind, 1)), case.pallas(lambda: case.sparse(kind))
+    return {"dense": case.dense(kind), "xla": xla, "pallas": pallas}
 
 
 def print_tiles(args):
-    print("Tiles (rows, columns, depth, warps, stages): that of `tile_of`, the fastest, and how much faster it is\n")
-    show(["dtype", "batch", "blocks", "sparsity", "", "tile_of", "fastest", "times"])
+    print("Tiles (rows, columns, depth, warps, stages): now, the fastest, and how much faster it is\n")
+    show(["dtype", "batch", "blocks", "sparsity", "", "now", "fastest", "times"])
     for name, case, kind in cases(args):
-        now = block.tile_of(*case.sizes(kind), case.weight.dtype.itemsize)
+        tile_of = block.tile_of_samples if kind == "of values" else block.tile_of_product
+        now = tile_of(*case.sizes(kind), case.weight.dtype.itemsize)
         runs = compiled_tiles(case, kind, now, args.interpret)
         seconds = interleave(runs, args.rounds)
         best = min(runs, key=lambda tile: np.median(seconds[tile]))

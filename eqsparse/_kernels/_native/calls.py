@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..faster import Faster
+from ..faster import Faster, Target
 from . import library
 
 _DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
@@ -51,10 +51,10 @@ def calls_convolution(name: str) -> Faster:
     return Faster(convolve, None, None, functools.partial(serves, 0))
 
 
-def serves(fewest: int, platforms: tuple[str, ...], *arrays: Any) -> bool:
+def serves(fewest: int, target: Target, *arrays: Any) -> bool:
     """Whether the library's functions take such arrays: float32 or bfloat16, of known sizes, the last one dense,
     with that many examples or more, on a CPU."""
-    if platforms != ("cpu",):
+    if target.platforms != ("cpu",):
         return False
     known = all(isinstance(size, int) for array in arrays for size in array.shape)
     small = known and all(math.prod(array.shape) < _MOST for array in arrays[:-1])

@@ -1,4 +1,4 @@
-"""Products in Pallas for NVIDIA GPUs, where they are asked for."""
+"""Products in Pallas for NVIDIA GPUs."""
 
 from .block import calls as calls
-from .switch import use_pallas as use_pallas
+from .switch import pallas_fingerprint as pallas_fingerprint, use_pallas as use_pallas

@@ -26,11 +26,31 @@ class Tile(NamedTuple):
     stages: int
 
 
-def tile_of(rows: int, columns: int, depth: int, itemsize: int) -> Tile:
-    """For a product of such sizes. By reckoning only: as much as registers and shared memory hold of three stages."""
-    fit = lambda size, most: min(max(16, 1 << (size - 1).bit_length()), most)
-    rows, columns = fit(rows, 128), fit(columns, 128)
-    return Tile(rows, columns, fit(depth, 128 // itemsize), 8 if rows * columns > 2**13 else 4, 3)
+# The fastest that fit the shared memory of GPUs from NVIDIA's Ampere on, of those that `examples/benchmarks/
+# pallas_blocks.py --tune` tried on an H200.
+
+
+def tile_of_product(batch: int, outer: int, inner: int, itemsize: int) -> Tile:
+    """For `inner` numbers of a block's row (or column), each of `outer` rows, times a batch."""
+    rows, columns, depth = _fit(batch, 128), _fit(outer, 256 // itemsize), 128 // itemsize
+    depth = depth if depth % inner == 0 else _fit(inner, depth)
+    return Tile(rows, columns, depth, _within(rows * columns // 256, 1, 16 // itemsize), 3 if itemsize < 4 else 4)
+
+
+def tile_of_samples(height: int, width: int, batch: int, itemsize: int) -> Tile:
+    """For blocks of a product that sums over a batch."""
+    rows, columns = _fit(height, 128), _fit(width, 128)
+    depth = max(32, 2**12 // itemsize // max(rows, columns))
+    return Tile(rows, columns, _fit(batch, depth), _within(rows * columns // 1024, 1, 4), 3)
+
+
+def _fit(size: int, most: int) -> int:
+    """A power of two: not less than 16, as tensor cores want it."""
+    return _within(1 << (size - 1).bit_length(), 16, most)
+
+
+def _within(size: int, least: int, most: int) -> int:
+    return min(max(size, least), most)
 
 
 def product(
@@ -76,7 +96,7 @@ def sampled(
 ) -> Inexact[Array, "blocks height width"]:
     """The blocks of `y.T @ x`; zeros for padding, which lies below the last row."""
     batch, (blocks, height, width) = len(x), stored
-    tile = tile or tile_of(height, width, batch, x.dtype.itemsize)
+    tile = tile or tile_of_samples(height, width, batch, x.dtype.itemsize)
     run = functools.partial(_sample_kernel, tile=tile, height=height, width=width)
     grid = (blocks, -(-height // tile.rows), -(-width // tile.columns))
     return _call(run, grid, tile, stored, _wide(rows), _wide(columns), y, x)
@@ -100,7 +120,7 @@ def _multiply(
 ) -> Array:
     """Blocks `order[starts[i]:starts[i + 1]]` make the i-th part of the result, from parts `others` of `x`."""
     outer, inner = values.shape[2:0:-1] if is_transposed else values.shape[1:]
-    tile = tile or tile_of(len(x), outer, inner, x.dtype.itemsize)
+    tile = tile or tile_of_product(len(x), outer, inner, x.dtype.itemsize)
     run = functools.partial(_multiply_kernel, tile=tile, outer=outer, inner=inner, is_transposed=is_transposed)
     grid = (-(-len(x) // tile.rows), len(starts) - 1, -(-outer // tile.columns))
     return _call(run, grid, tile, (len(x), out_size), order, _wide(others), starts, values, x)
@@ -127,7 +147,7 @@ def _multiply_kernel(
     rows, columns = _places(example, tile.rows), _places(part, tile.columns)
     steps = _Steps(tile.depth, inner)
 
-    def find(step: Array) -> tuple[Array, Array]:
+    def find(step: Any) -> tuple[Array, Array]:
         """Where the blocks of a step are stored, and which part of `x` they multiply."""
         place = jnp.minimum(begin + steps.blocks(step), np.int32(others.shape[0] - 1))
         return (order[place] if is_transposed else place), others[place]
@@ -175,7 +195,7 @@ class _Steps(NamedTuple):
     def count(self, blocks: Array) -> Array:
         return jax.lax.div(blocks * self.chunks + np.int32(self.joined - 1), np.int32(self.joined))
 
-    def blocks(self, step: Array) -> Array:
+    def blocks(self, step: Any) -> Array:
         """Which block is added; for several, that of each term."""
         if self.joined == 1:
             return jax.lax.div(step, np.int32(self.chunks))
