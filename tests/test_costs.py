@@ -138,7 +138,8 @@ def model_and_dense_peak(planned):
 )
 def test_a_step_copies_nothing_and_holds_little(planned, model_and_dense_peak, algorithm, settings):
     """Masks, weights and moments are changed in their own buffers, and not touched where no update is due. At its
-    peak a step holds what the dense one does, the masks, and one array of the largest site."""
+    peak a step holds what the dense one does, the masks, and one array of the largest site. From JAX 0.11 on XLA also
+    keeps the scores, and for RigL those it grows by, while it chooses."""
     model, dense = model_and_dense_peak
     step = training_step(model, planned, algorithm, **settings)
     entry = step.as_text()[step.as_text().index("ENTRY") :]
@@ -147,12 +148,13 @@ def test_a_step_copies_nothing_and_holds_little(planned, model_and_dense_peak, a
     weights = 512 * (392 + 512 + 10)
     masks = weights // (8 if "packed" in settings else 1) * (2 if algorithm is eqsparse.TopKAST else 1)
     largest = 4 * 512 * 512
-    assert peak(step) <= dense + masks + 1.02 * largest, (peak(step) - dense - masks) / largest
+    arrays = 1.02 if jax.__version_info__ < (0, 11) else 3 if algorithm is eqsparse.RigL else 2
+    assert peak(step) <= dense + masks + arrays * largest, (peak(step) - dense - masks) / largest
 
 
 def at_every_step(text):
     """The text of a compiled function without the bodies of its loops: what runs whether or not an update is due."""
-    parts = {head.split("(")[0].split()[-1].lstrip("%"): body for head, body in re.findall(r"^(\S.*?) \{\n(.*?)^\}", text, re.DOTALL | re.MULTILINE)}  # fmt: skip
+    parts = {head.split("(")[0].split()[-1].lstrip("%"): body for head, body in re.findall(r"^(\S[^\n]*?) \{\n(.*?)^\}", text, re.DOTALL | re.MULTILINE)}  # fmt: skip
     waiting, found = (
         [next(head for head in parts if re.search(rf"^ENTRY %?{re.escape(head)}\b", text, re.MULTILINE))],
         {},

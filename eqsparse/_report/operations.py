@@ -69,9 +69,8 @@ def _of_equation(equation: Any, tags: list[Tag]) -> tuple[Counts, list[Tag]]:
     if name in _PRODUCTS:
         return {_owner(*tags[:2]): 2 * _PRODUCTS[name](equation)}, [_join(tags)] * outputs
     if name == "scan":
-        first = params["num_consts"]
-        body, carried = params["jaxpr"], slice(first, first + params["num_carry"])
-        counts, results = _loop(lambda tags: _closed(body, tags), tags, carried)
+        body = params["jaxpr"]
+        counts, results = _loop(lambda tags: _closed(body, tags), tags, _carried_by_scan(params, len(tags)))
         return _times(counts, params["length"]), results
     if name == "while":
         # How often it runs is not known, so it counts once.
@@ -88,6 +87,14 @@ def _of_equation(equation: Any, tags: list[Tag]) -> tuple[Counts, list[Tag]]:
         if len(results) == outputs:
             return (_times(counts, params["mesh"].size) if name == "shard_map" else counts), results
     return {}, [_join(tags)] * outputs
+
+
+def _carried_by_scan(params: dict[str, Any], count: int) -> slice:
+    """Which arguments are carried: those after the constants. JAX 0.12 tells it otherwise than those before."""
+    if "ft_in" in params:
+        constants, carried, _ = (list(part) for part in params["ft_in"].update(range(count)).unpack())
+        return slice(len(constants), len(constants) + len(carried))
+    return slice(params["num_consts"], params["num_consts"] + params["num_carry"])
 
 
 def _loop(body: Callable[[list[Tag]], tuple[Counts, list[Tag]]], tags: list[Tag], carried: slice):

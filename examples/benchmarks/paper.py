@@ -12,7 +12,7 @@ import os
 import sys
 
 if "--quick" in sys.argv:  # compiling is most of it, and takes half of that with little optimisation
-    flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    flags = "--xla_backend_optimization_level=0"
     os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}"
 
 import argparse

@@ -1,6 +1,5 @@
 """The kernels in Pallas against NumPy, by interpretation; and that they compile to Triton's language for a GPU."""
 
-import contextlib
 import dataclasses
 
 import equinox as eqx
@@ -8,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from abstract_gpu import abstract_gpu, abstract_gpus
+from jax.sharding import NamedSharding, PartitionSpec as P
 
 import eqsparse
 from eqsparse._kernels import operations_of_jax
-from eqsparse._kernels._pallas import block
+from eqsparse._kernels._pallas import block, switch
 
 # JAX 0.11 announces that it will take its compiler to Triton away.
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
@@ -111,16 +112,8 @@ def test_stacks_hold_padding():
 # When they run.
 
 
-def a_gpu():
-    """What JAX 0.11 and later must be told of the device to compile for where there is none."""
-    if jax.__version_info__ < (0, 11):
-        return contextlib.nullcontext()
-    device = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")
-    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
-
-
 def lowered(function, *args, platform):
-    with a_gpu():
+    with abstract_gpu():
         return jax.jit(lambda *args: function(*args)).trace(*args).lower(lowering_platforms=(platform,)).as_text()
 
 
@@ -136,6 +129,23 @@ def test_compile_for_a_gpu_where_there_is_none(dtype):
         with operations_of_jax():  # for files that run elsewhere
             assert "triton" not in lowered(products, *args, platform="cuda")
     assert "triton" not in lowered(products, *args, platform="cuda")
+
+
+def test_they_run_by_default_where_they_were_measured(monkeypatch):
+    """In programs for one device, unless a user says otherwise."""
+    layout, _, _ = make(np.random.default_rng(0), (100, 300), (32, 64))
+    run = lambda layout, x: layout.product(x)
+    x = jnp.ones((48, 300))
+    assert "triton" not in lowered(run, layout, x, platform="cuda")
+    monkeypatch.setattr(switch, "_is_measured", lambda: True)
+    assert "triton" in lowered(run, layout, x, platform="cuda")
+    assert "triton" not in lowered(run, layout, x, platform="cpu")
+    with eqsparse.kernels.use_pallas(False):
+        assert "triton" not in lowered(run, layout, x, platform="cuda")
+    divided = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(abstract_gpus(("data", 8)), P("data")))
+    assert "triton" not in lowered(run, layout, divided, platform="cuda")
+    with eqsparse.kernels.use_pallas():
+        assert "triton" in lowered(run, layout, divided, platform="cuda")
 
 
 def test_what_they_do_not_take():

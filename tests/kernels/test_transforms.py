@@ -82,7 +82,7 @@ def test_forward_mode_and_hessian(getkey):
     dense = lambda x: jnp.sum(jnp.tanh(x @ weight.T))
     found, expected = (jax.jvp(jax.grad(f), (x,), (v,)) for f in (run, dense))
     for a, b in zip(found, expected, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_other_dtypes_are_for_jax(getkey):

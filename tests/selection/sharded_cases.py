@@ -21,7 +21,8 @@ ROWS, COLUMNS = 64, 320  # a shard has 8 rows or 40 columns: runs of 4 and 40, t
 # Nearly all the time goes into machine code that runs a few times. What is partitioned how is decided before, and
 # what is fused, but for the last option.
 UNOPTIMISED = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
-QUICKLY = UNOPTIMISED | {"xla_cpu_use_fusion_emitters": False}
+# JAX 0.11 and later know no other way, and refuse options that they do not know.
+QUICKLY = UNOPTIMISED | ({"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {})
 
 
 class Case(NamedTuple):

@@ -28,7 +28,11 @@ def on_eight(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     figures = json.loads(done.stdout.splitlines()[-1])
-    return {kind: (figures[kind], np.load(folder / f"{kind}.npz")) for kind in KINDS}
+    masks = {}
+    for kind in KINDS:
+        with np.load(folder / f"{kind}.npz") as file:
+            masks[kind] = dict(file)
+    return {kind: (figures[kind], masks[kind]) for kind in KINDS}
 
 
 @functools.cache

@@ -215,7 +215,7 @@ const char* run(const XLA_FFI_CallFrame& frame, Read* read, Operation operation)
 XLA_FFI_Error* call(XLA_FFI_CallFrame* frame, Read* read, Operation operation) noexcept {
   if (frame->struct_size != XLA_FFI_CallFrame_STRUCT_SIZE)
     return error(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "the kernels were compiled for another XLA");
-  XLA_FFI_Extension_Base* extension = frame->extension_start;
+  auto* extension = frame->extension_start;  // newer headers call its type otherwise
   if (extension && extension->type == XLA_FFI_Extension_Metadata) {  // XLA asks what this was compiled for
     XLA_FFI_Metadata& metadata = *reinterpret_cast<XLA_FFI_Metadata_Extension*>(extension)->metadata;
     if (metadata.struct_size < XLA_FFI_Metadata_STRUCT_SIZE)
