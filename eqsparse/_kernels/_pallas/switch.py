@@ -1,6 +1,7 @@
 """Whether products run on Pallas."""
 
 import contextlib
+import importlib.util
 from typing import Any
 
 import jax
@@ -52,7 +53,7 @@ def pallas_fingerprint() -> str:
 
 def _is_wanted(target: Target) -> bool:
     if _mode.value is None:
-        return target == (("cuda",), 1) and _is_measured()
+        return target == (("cuda",), 1) and _is_measured() and _has_triton()
     return interpreted() or (_mode.value == "always" and target.platforms == ("cuda",))
 
 
@@ -62,3 +63,8 @@ def _is_measured() -> bool:
     except RuntimeError:  # it is compiled for a machine elsewhere
         return False
     return str(getattr(device, "compute_capability", "")) == _MEASURED
+
+
+def _has_triton() -> bool:
+    """JAX says that it will take it away."""
+    return importlib.util.find_spec("jax.experimental.pallas.triton") is not None
