@@ -143,9 +143,10 @@ def main():
     for name, step in steps.items():
         start = time.perf_counter()
         memory = step().memory_analysis()
-        print(f"{name}: {time.perf_counter() - start:.0f} s to compile", file=sys.stderr)
         counts = memory.argument_size_in_bytes, memory.temp_size_in_bytes
         base = sum(counts) if base is None else base
+        seconds = time.perf_counter() - start
+        print(f"{name}: {sum(counts) / base:.4f} of dense, {seconds:.0f} s to compile", file=sys.stderr)
         rows.append([name, *(f"{n / 1e6:,.1f} MB" for n in (*counts, sum(counts))), f"{sum(counts) / base:.4f}"])
     print_table(["step", "arguments", "scratch", "together", "of dense"], rows)
 
