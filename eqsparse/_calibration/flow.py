@@ -1,6 +1,7 @@
 """What flows into a weight, and what of it can be summed up."""
 
 import abc
+import math
 from typing import final
 
 import equinox as eqx
@@ -56,7 +57,8 @@ class Features(AbstractFlow):
 
     def arranged(self, kept: tuple[int, ...]) -> "Features":
         x = jnp.moveaxis(self.x, kept, tuple(range(len(kept))))
-        return Features(x.reshape(*x.shape[: len(kept)], -1, *x.shape[-2:]))
+        rows = math.prod(x.shape[len(kept) : -2])  # not -1: there may be no features
+        return Features(x.reshape(*x.shape[: len(kept)], rows, *x.shape[-2:]))
 
     def total(self, weight: Weight) -> Float32[Array, "*kept groups features"]:
         return jnp.sum(_weighted(self._counted(weight), weight), axis=-3)

@@ -52,20 +52,22 @@ class AbstractPostTraining(AbstractPruner):
         """**Arguments:** those of every pruner."""
         super().__init__(optim, distribution=distribution, structure=structure, **common)
 
-    def prune(self, model: _Model, *, statistics: Statistics) -> _Model:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def prune(self, model: _Model, *, statistics: Statistics | None = None) -> _Model:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Prunes to the target at once.
 
         **Arguments:**
 
         - `model`: An Equinox model. Weights that are masked already stay so.
-        - `statistics`: Of the same model, from `eqsparse.calibrate`: Gram matrices for `SparseGPT`, second moments for
-            others.
+        - `statistics`: Must be given: of the same model, from `eqsparse.calibrate`. Gram matrices for `SparseGPT`,
+            second moments for others.
 
         **Returns:** A model with masked layers, weights zeroed.
 
         **Raises:** `ValueError` if there is nothing to prune, or no statistics of a weight that is to be pruned.
         """
-        instance(statistics, Statistics, f"{type(self).__name__}.prune(statistics=...)", "what `calibrate` returns")
+        argument = f"{type(self).__name__}.prune(statistics=...)"
+        instance(statistics, Statistics, argument, "what `eqsparse.calibrate` returns")
+        assert statistics is not None
         distribution = self.distribution.informed(statistics)
         pruner = self
         if distribution is not self.distribution:

@@ -159,6 +159,8 @@ def sensitivity(
     found = eqx.filter_jit(loss)(model)
     if jnp.shape(found) != ():
         raise ValueError(f"`sensitivity(loss=...)` must return one number. Got shape {jnp.shape(found)}.")
+    if not isinstance(found, jax.Array):
+        raise TypeError(f"`sensitivity(loss=...)` must return what JAX computes of the model. Got {found!r}.")
     dense = float(found)
     losses = np.stack([np.asarray(of_path(model, path, jnp.asarray(levels))) for path in paths])
     return Sensitivity(paths, tuple(sites[p].weight.size for p in paths), tuple(levels), dense, losses)

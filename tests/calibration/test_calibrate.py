@@ -402,3 +402,11 @@ def test_each_slice_of_a_stack_must_be_reached():
     first = lambda stack, batch: jax.vmap(jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, stack))(batch)
     with pytest.raises(ValueError, match=r"must reach all weights.*weight \(slice \(1,\) of its stack\)"):
         eqsparse.calibrate(stack, [jnp.ones((5, 4))], forward=first)
+
+
+def test_a_layer_without_inputs():
+    """Nothing flows into it, so there are no sums."""
+    model = eqx.nn.Sequential([eqx.nn.Linear(0, 3, key=KEY), eqx.nn.Linear(3, 2, key=KEY)])
+    found = eqsparse.calibrate(model, [jnp.ones((4, 0))])
+    assert found["layers.0.weight"].second_moment.shape == (0,)
+    np.testing.assert_allclose(found["layers.1.weight"].second_moment, 4 * model.layers[0].bias ** 2, rtol=1e-6)

@@ -352,7 +352,8 @@ def test_errors_of_statistics_that_do_not_fit(known):
     assert "Got inputs of shape (5,) for a weight of shape (7, 20)" in message(
         lambda: wanda.prune(LAYER, statistics=other)
     )
-    assert "what `calibrate` returns" in message(lambda: wanda.prune(LAYER, statistics={"weight": X}))
+    for wrong in ({"statistics": {"weight": X}}, {}):
+        assert "what `eqsparse.calibrate` returns" in message(lambda: wanda.prune(LAYER, **wrong))
     with pytest.raises(ValueError, match="N:M|NM"):
         eqsparse.SparseGPT(distribution=0.75, structure=eqsparse.NM(2, 4)).prune(LAYER, statistics=known)
     with pytest.raises(ValueError, match="must have a masked weight"):

@@ -78,6 +78,10 @@ def test_errors():
         eqsparse.sensitivity(MODEL, loss, (1.5,))
     with pytest.raises(ValueError, match=r"`sensitivity\(loss=...\)` must return one number. Got shape \(2,\)."):
         eqsparse.sensitivity(MODEL, lambda model: jnp.ones(2), 0.5)
+    with pytest.raises(
+        TypeError, match=r"`sensitivity\(loss=...\)` must return what JAX computes of the model. Got 0.5."
+    ):
+        eqsparse.sensitivity(MODEL, lambda model: 0.5, 0.5)
     with pytest.raises(ValueError, match="Nearest"):
         found(where="nothing")
     assert jnp.isfinite(found(batch_size=2).losses).all()
