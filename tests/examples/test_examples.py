@@ -1,6 +1,7 @@
 """The examples, as a user runs them but tiny: their tables by hand, and what they do with data."""
 
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -178,6 +179,25 @@ def test_interval(example):
     assert interval(np.full((2, 5), 3.0), np.random.default_rng(0)) == (3, 3, 3)
     mean, low, high = interval(np.random.default_rng(1).normal(10, 2, (1, 100)), np.random.default_rng(0))
     assert 0.25 < (high - low) / 2 / (1.96 * 2 / 10) < 1.75 and low < mean < high
+
+
+def test_post_training(example, tmp_path, capsys, monkeypatch):
+    """One level of the four; the model that it exports predicts as the pruned one, or the example ends with an error."""
+    post_training = example("post_training")
+    monkeypatch.setattr(post_training, "LEVELS", {"2:4": post_training.LEVELS["2:4"]})
+    monkeypatch.setattr(post_training, "EXPORTED", "2:4")
+    monkeypatch.delitem(post_training.PRUNERS, "Fisher")
+    text = tmp_path / "text.txt"
+    text.write_text("".join(chr(97 + i * i % 7) for i in range(3000)), encoding="utf-8")
+    with jax.numpy_dtype_promotion("standard"):  # Adam's own count
+        post_training.main(["--quick", "--text", str(text), "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    losses = json.loads((tmp_path / "losses.json").read_text())
+    assert f" {losses['dense'][0]:.3f} " in printed
+    for name in (*post_training.PRUNERS, "5 steps on"):
+        assert re.search(rf"^ *{name} +{losses['pruned'][name]['2:4'][0]:.3f} *$", printed, re.MULTILINE)
+    assert (tmp_path / "post_training.png").read_bytes().startswith(PNG)
+    assert "SparseGPT at 2:4, exported: " in printed and "exported, 2:4: " in printed
 
 
 def test_every_algorithm_by_name(example):
