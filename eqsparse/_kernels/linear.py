@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Inexact
 
 from .faster import Faster, Target
@@ -131,7 +132,14 @@ def _primitive(name: str, function: Callable, faster: Sequence[tuple], abstract:
     primitive = Primitive(name)
 
     def compute(*args: Array, **static: Any) -> Array:
-        return function(*args, **static)
+        mesh = jax.typeof(args[-1]).sharding.mesh
+        if AxisType.Explicit not in getattr(mesh, "axis_types", ()):
+            return function(*args, **static)
+        # How the result is laid out is known. How all that it takes to make it would be, the compiler may find out.
+        out = abstract(*map(jax.typeof, args), **static).sharding
+        out = NamedSharding(mesh, PartitionSpec()) if out.mesh.empty else out
+        with jax.sharding.use_abstract_mesh(mesh):
+            return jax.sharding.auto_axes(functools.partial(function, **static), out_sharding=out)(*args)
 
     @functools.cache  # static parameters differ from one product to the next: `jax.jit` cannot be told their names
     def compiled(static: tuple[tuple[str, Any], ...]) -> Callable:
@@ -163,7 +171,8 @@ def _shape_of_transposed_product(*args: Any, shape: tuple[int, int], **static: A
 
 
 def _shape_of_samples(*args: Any, stored: tuple[int, ...], **static: Any) -> Any:
-    return args[0].update(shape=stored, dtype=args[-1].dtype)
+    alike = NamedSharding(args[0].sharding.mesh, PartitionSpec(*(None,) * len(stored)))
+    return args[0].update(shape=stored, dtype=args[-1].dtype, sharding=alike)
 
 
 # Batching.

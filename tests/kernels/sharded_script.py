@@ -10,12 +10,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 import dataclasses  # noqa: E402
 import sys  # noqa: E402
 
+import equinox as eqx  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from abstract_gpu import abstract_gpus  # noqa: E402
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P  # noqa: E402
 
 import eqsparse  # noqa: E402
+from eqsparse._kernels import operations_of_jax  # noqa: E402
 
 OUT, IN, BATCH = 24, 40, 32
 
@@ -46,7 +48,41 @@ def main():
                 assert text.count("custom_call @eqsparse_csr") == 3, name
                 for found, wanted in zip(jax.jit(run)(layout.values, *shards), expected, strict=True):
                     np.testing.assert_allclose(found, wanted, atol=1e-4, err_msg=name)
+            check_convolution(mesh)
+            if kind == AxisType.Explicit:
+                check_without_ours(mesh)
     check_pallas(blocks)
+
+
+def check_convolution(mesh):
+    """Of images on several devices."""
+    layer = eqx.nn.Conv2d(2, 6, 3, padding=1, key=jax.random.key(0))
+    exported = eqsparse.export(eqsparse.MagnitudePruning(distribution=0.9).prune(layer), "bcsr")
+    images = jax.random.normal(jax.random.key(1), (BATCH, 2, 5, 5))
+    run = jax.jit(lambda weight, images: jax.vmap(eqx.tree_at(lambda m: m.weight, exported, weight))(images))
+    found = run(exported.weight, jax.device_put(images, NamedSharding(mesh, P("data"))))
+    np.testing.assert_allclose(found, jax.vmap(exported)(images), atol=1e-5)
+
+
+def check_without_ours(mesh):
+    """JAX's own operations: on explicit axes, which do not take all of them as they are."""
+    mask = jnp.tile(jnp.arange(IN) % 8 < 4, (OUT, 1)) & (jnp.arange(OUT)[:, None] % 8 < 4)
+    weight = jax.random.normal(jax.random.key(0), (OUT, IN))
+    x, y = (jax.random.normal(jax.random.key(size), (BATCH, size)) for size in (IN, OUT))
+    shards = [jax.device_put(a, NamedSharding(mesh, P("data"))) for a in (x, y)]
+    for kind in (eqsparse.BitmaskLayout, eqsparse.BlockLayout):
+        layout = kind.from_dense(jnp.where(mask, weight, 0), mask)
+
+        def gradients(values, x, y, layout=layout):
+            out, pull_back = jax.vjp(lambda values, x: dataclasses.replace(layout, values=values).product(x), values, x)
+            return out, *pull_back(y)
+
+        with operations_of_jax():
+            out, of_values, of_x = jax.jit(gradients)(layout.values, *shards)
+        np.testing.assert_allclose(out, x @ layout.to_dense().T, atol=1e-4)
+        np.testing.assert_allclose(of_x, y @ layout.to_dense(), atol=1e-4)
+        of_weight = dataclasses.replace(layout, values=of_values).to_dense()
+        np.testing.assert_allclose(of_weight, jnp.where(mask, y.T @ x, 0), atol=1e-4)
 
 
 def check_pallas(layout):
