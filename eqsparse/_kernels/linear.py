@@ -138,8 +138,9 @@ def _primitive(name: str, function: Callable, faster: Sequence[tuple], abstract:
         # How the result is laid out is known. How all that it takes to make it would be, the compiler may find out.
         out = abstract(*map(jax.typeof, args), **static).sharding
         out = NamedSharding(mesh, PartitionSpec()) if out.mesh.empty else out
+        automatic: Any = jax.sharding.auto_axes(functools.partial(function, **static), out_sharding=out)
         with jax.sharding.use_abstract_mesh(mesh):
-            return jax.sharding.auto_axes(functools.partial(function, **static), out_sharding=out)(*args)
+            return automatic(*args)
 
     @functools.cache  # static parameters differ from one product to the next: `jax.jit` cannot be told their names
     def compiled(static: tuple[tuple[str, Any], ...]) -> Callable:
