@@ -46,9 +46,10 @@ def expected(arrays, sparsity, normalise, floor):
     return [part.reshape(s.shape) for part, s in zip(np.split(best, ends), scores, strict=True)]
 
 
-def draw(scales=(1.0, 0.01, 30.0), dtype=jnp.float32):
+def draw(scales=(1.0, 0.01), dtype=jnp.float32):
+    """Two arrays, as most tests take: one program then serves them all. A third scale draws a third."""
     rng = np.random.default_rng(0)
-    shapes = [(8, 9), (20, 3), (5, 2, 3, 3)]
+    shapes = [(8, 9), (5, 2, 3, 3), (20, 3)][: len(scales)]
     return [jnp.asarray(s * rng.standard_normal(z), dtype) for s, z in zip(scales, shapes, strict=True)]
 
 
@@ -60,7 +61,7 @@ def test_all_weights_compete(normalise, floor):
         found = nonzero(prune(arrays, Global(sparsity, normalise, floor=floor)))
         for mask, other in zip(found, expected(arrays, sparsity, normalise, floor), strict=True):
             np.testing.assert_array_equal(mask, other)
-        assert sum(int(m.sum()) for m in found) == max(wanted(total, sparsity), 3 * floor)
+        assert sum(int(m.sum()) for m in found) == max(wanted(total, sparsity), 2 * floor)
 
 
 def test_scores_are_divided_by_the_norm_of_the_layer():
@@ -78,7 +79,7 @@ def test_scores_are_divided_by_the_norm_of_the_layer():
 @pytest.mark.parametrize("kind", ["dict", "list", "tuple", "array", "module", "nested"])
 def test_containers_of_any_kind(kind, getkey):
     """PREDECESSOR row 11: lists, tuples, modules and single arrays fail there."""
-    a, b, _ = draw()
+    a, b = draw()
     if kind == "module":
         a, b = eqx.nn.Linear(9, 8, key=getkey()), eqx.nn.Conv1d(3, 5, 2, key=getkey())
         pruned = prune([a, b], Global(0.8))
@@ -96,41 +97,44 @@ def test_containers_of_any_kind(kind, getkey):
 @pytest.mark.parametrize("floor", [1, 20])
 def test_no_layer_collapses(floor):
     """PREDECESSOR row 11: 6 of 4,096 are kept there. The floor is filled first, the total stays."""
-    arrays = draw((1.0, 1e-6, 1e-9))
+    arrays = draw((1.0, 1e-9))
     found = nonzero(prune(arrays, Global(0.7, normalise=False, floor=floor)))
-    assert sum(int(m.sum()) for m in found) == wanted(222, 0.7)
-    assert [int(m.sum()) for m in found[1:]] == [floor, floor]
+    assert sum(int(m.sum()) for m in found) == wanted(162, 0.7)
+    assert int(found[1].sum()) == floor
     for mask, other in zip(found, expected(arrays, 0.7, False, floor), strict=True):
         np.testing.assert_array_equal(mask, other)
 
 
 def test_floors_larger_than_the_budget_or_the_layer():
     arrays = draw()
-    found = nonzero(prune(arrays, Global(0.99, floor=10)))  # 2 asked for, 30 in the floors
-    assert [int(m.sum()) for m in found] == [10, 10, 10]
+    found = nonzero(prune(arrays, Global(0.99, floor=7)))  # 2 asked for, 14 in the floors
+    assert [int(m.sum()) for m in found] == [7, 7]
     found = nonzero(prune(arrays, Global(0.1, floor=10**6)))
-    assert [m.all() for m in found] == [True, True, True]
+    assert [m.all() for m in found] == [True, True]
 
 
 def test_sparsity_one_empties_all_whatever_the_floor():
-    assert not any(m.any() for m in nonzero(prune(draw(), Global(1.0, floor=5))))
+    assert not any(m.any() for m in nonzero(prune(draw(), Global(1.0, floor=7))))
 
 
-@pytest.mark.parametrize("structure, group", [(Block((4, 4)), 16), (Channel(0), 8)])
-def test_floors_are_counted_in_weights_whatever_the_structure(structure, group):
-    """PREDECESSOR row 11: whole groups where a group holds more than the floor, no more of them than it takes."""
-    tree = {"a": 1 + jnp.arange(128.0).reshape(16, 8), "b": jnp.full((16, 8), 1e-6)}
-    for floor, groups in ((group, 1), (group + 1, 2)):
-        found = nonzero(prune(tree, Global(0.5, normalise=False, floor=floor), structure=structure))
-        assert [int(m.sum()) for m in found] == [128 - groups * group, groups * group]
+@pytest.mark.parametrize("floor, groups", [(16, 1), (17, 2)])
+def test_floors_are_counted_in_weights_whatever_the_structure(floor, groups):
+    """PREDECESSOR row 11: whole groups where a group holds more than the floor, no more of them than it takes.
+
+    Tiles of 16 weights, and rows of 16: 128 weights are asked for, and `a` takes what the floors leave.
+    """
+    tree = {"a": 1 + jnp.arange(128.0).reshape(16, 8), "b": jnp.full((16, 8), 1e-6), "c": jnp.full((8, 16), 1e-6)}
+    structure = {"[ab]": Block((4, 4)), "c": Channel(0)}
+    found = nonzero(prune(tree, Global(2 / 3, normalise=False, floor=floor), structure=structure))
+    assert [int(m.sum()) for m in found] == [128 - 32 * groups, 16 * groups, 16 * groups]
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("normalise", [True, False])
 def test_any_dtype(dtype, normalise):
-    arrays = draw((1.0, 1.0, 1.0), dtype)
+    arrays = draw((1.0, 1.0), dtype)
     found = nonzero(prune(arrays, Global(0.6, normalise)))
-    assert sum(int(m.sum()) for m in found) == wanted(222, 0.6)
+    assert sum(int(m.sum()) for m in found) == wanted(162, 0.6)
     if not normalise:
         for mask, other in zip(found, expected(arrays, 0.6, False, 1), strict=True):
             np.testing.assert_array_equal(mask, other)
@@ -147,24 +151,25 @@ def test_layers_of_different_dtypes_compete_by_value():
 
 
 def test_ties_go_to_the_earlier_array_and_the_lower_index():
-    """PREDECESSOR row 2."""
+    """PREDECESSOR row 2. Twelve entries of each array are not zero, so norms are equal, too."""
+    a, b = (np.zeros(x.shape, np.float32) for x in draw())
+    a.flat[5:65:5], b.flat[5:65:5] = 2.0, -2.0
     for normalise in (True, False):
-        arrays = [jnp.full((3, 4), 2.0), jnp.full((3, 4), -2.0)]
-        found = nonzero(prune(arrays, Global(1 - 17 / 24, normalise)))
-        np.testing.assert_array_equal(found[0], True)
-        np.testing.assert_array_equal(found[1].ravel(), np.arange(12) < 5)
+        found = nonzero(prune([jnp.asarray(a), jnp.asarray(b)], Global(1 - 17 / 162, normalise)))
+        np.testing.assert_array_equal(found[0], a != 0)
+        np.testing.assert_array_equal(np.flatnonzero(found[1]), [5, 10, 15, 20, 25])
 
 
 def test_extreme_weights_do_not_upset_the_norms():
     """Squares would overflow or vanish in float32; infinities and NaNs are no part of a norm."""
-    a, b, _ = draw((1.0, 1.0, 1.0))
+    a, b = draw((1.0, 1.0))
     reference = nonzero(prune([a, b], Global(0.8)))
     for scale in (2.0**100, 2.0**-100):
         for mask, other in zip(nonzero(prune([a * scale, b], Global(0.8))), reference, strict=True):
             np.testing.assert_array_equal(mask, other)
     hurt = a.at[0, 0].set(jnp.nan).at[1, 1].set(jnp.inf)
     masks = nonzero(prune([hurt, b], Global(0.8)))
-    assert sum(int(m.sum()) for m in masks) == wanted(132, 0.8)
+    assert sum(int(m.sum()) for m in masks) == wanted(162, 0.8)
     assert masks[0][1, 1] and not masks[0][0, 0]
     masks = nonzero(prune([jnp.zeros_like(a), b], Global(0.3, floor=1)))
     assert masks[1].all()  # the zeros, of norm 0, go first
@@ -187,7 +192,7 @@ def test_each_layer_of_a_stack_has_its_own_norm_and_floor(getkey):
 
 def test_overridden_sites_do_not_compete():
     """PREDECESSOR row 14."""
-    a, b, c = draw()
+    a, b, c = draw((1.0, 0.01, 30.0))
     distribution = Global(0.8, overrides={"b": 0.5, "c": None}, normalise=False)
     pruned = prune({"a": a, "b": b, "c": c}, distribution)
     np.testing.assert_array_equal(np.asarray(pruned["c"]), np.asarray(c))
@@ -195,7 +200,7 @@ def test_overridden_sites_do_not_compete():
         (mask,) = expected([{"a": a, "b": b}[name]], sparsity, False, 1)
         np.testing.assert_array_equal(np.asarray(pruned[name]) != 0, mask)
     everything = prune({"a": a, "b": b}, Global(0.8, overrides={"*": 0.5}))
-    assert [int(m.sum()) for m in nonzero(everything)] == [36, 30]
+    assert [int(m.sum()) for m in nonzero(everything)] == [36, 45]
 
 
 def test_overridden_sites_follow_the_schedule(getkey):

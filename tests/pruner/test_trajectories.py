@@ -1,4 +1,7 @@
-"""Each algorithm beside a plain NumPy re-telling of its paper: 50 steps, equal masks, weights to 1e-6."""
+"""Each algorithm beside a plain NumPy re-telling of its paper: 50 steps, equal masks, weights to 1e-6.
+
+With two weights; where it is told again, with another optimiser or setting, with one.
+"""
 
 import math
 import zlib
@@ -21,11 +24,12 @@ STEPS = 50
 SGD, ADAM = (optax.sgd(0.05), common.sgd(0.05)), (optax.adam(0.02), common.adam(0.02))
 WINDOW = {"start": 4, "stop": 37, "every": 5}
 PERIODIC = eqsparse.Periodic(**WINDOW)
+TWICE = [(SGD, (), 1), (ADAM, ("mu", "nu"), 2)]
 KEEP = [round(0.25 * math.prod(s)) for s in SHAPES]
 
 
 def model_of(weights):
-    layers = [eqx.nn.Linear(s[1], s[0], key=KEY) for s in SHAPES]
+    layers = [eqx.nn.Linear(s[1], s[0], key=KEY) for s in SHAPES[: len(weights)]]
     return eqx.tree_at(lambda m: [x.weight for x in m], layers, [jnp.asarray(w) for w in weights])
 
 
@@ -35,9 +39,10 @@ def drawn(seed):
     return draw(), [draw() for _ in range(STEPS)]
 
 
-def follow(pruner, retell, moments=()):
+def follow(pruner, retell, moments=(), sites=2):
     """Runs both side by side. `retell(weights, gradients, masks)` makes the re-telling, from the masks of `init`."""
     weights, gradients = drawn(0)
+    weights, gradients = weights[:sites], [g[:sites] for g in gradients]
     model, state = pruner.init(model_of(weights))
     masks = [np.asarray(m) for m in eqsparse.get_masks(model).values()]
     trees = jax.tree.map(jnp.ones_like, eqx.filter(model, eqx.is_inexact_array))
@@ -47,7 +52,7 @@ def follow(pruner, retell, moments=()):
         grads = eqx.tree_at(lambda t: [x.layer.weight for x in t], trees, [jnp.asarray(x) for x in g])
         model, state = step(model, grads, state)
         new = [np.asarray(x) for x in eqsparse.get_masks(model).values()]
-        for i in range(len(SHAPES)):
+        for i in range(sites):
             np.testing.assert_array_equal(new[i], m[i], err_msg=f"step {state.step - 1}, site {i}")
             np.testing.assert_allclose(model[i].layer.weight, w[i], rtol=0, atol=1e-6)
             for name, want in zip(moments, s[i] if s else (), strict=True):
@@ -62,10 +67,10 @@ def due(window, steps=STEPS):
     return [start <= t <= stop and ((t - start) % every == 0 or t == stop) for t in range(steps)]
 
 
-@pytest.mark.parametrize("optims", [SGD, ADAM], ids=["sgd", "adam"])
-def test_magnitude_ste(optims):
+@pytest.mark.parametrize("optims, sites", [(SGD, 1), (ADAM, 2)], ids=["sgd", "adam"])
+def test_magnitude_ste(optims, sites):
     pruner = eqsparse.MagnitudeSTE(optims[0], distribution=0.75)
-    changes = follow(pruner, lambda w, g, m: told.straight_through(w, g, KEEP, optims[1]))
+    changes = follow(pruner, lambda w, g, m: told.straight_through(w, g, KEEP[:sites], optims[1]), sites=sites)
     assert sum(changes) > 10
 
 
@@ -98,11 +103,11 @@ def test_static():
     assert not any(changes)
 
 
-@pytest.mark.parametrize("optims, moments", [(SGD, ()), (ADAM, ("mu", "nu"))], ids=["sgd", "adam"])
-def test_rigl(optims, moments):
+@pytest.mark.parametrize("optims, moments, sites", TWICE, ids=["sgd", "adam"])
+def test_rigl(optims, moments, sites):
     """An update replaces the step, and the optimiser's count stands still with it."""
     pruner = eqsparse.RigL(optims[0], distribution=0.75, schedule=PERIODIC, key=KEY)
-    changes = follow(pruner, lambda w, g, m: told.rigl(w, g, m, optims[1], 0.3, **WINDOW), moments)
+    changes = follow(pruner, lambda w, g, m: told.rigl(w, g, m, optims[1], 0.3, **WINDOW), moments, sites)
     assert sum(changes) >= 5 and not any(c and not d for c, d in zip(changes, due(WINDOW), strict=True))
 
 
@@ -131,29 +136,30 @@ def test_a_drop_fraction_of_ones_own():
         finally:
             told.cosine = plain
 
-    follow(pruner, retell)
+    follow(pruner, retell, sites=1)
 
 
-@pytest.mark.parametrize("optims, moments", [(SGD, ()), (ADAM, ("mu", "nu"))], ids=["sgd", "adam"])
-def test_top_kast(optims, moments):
-    train = [round(0.5 * math.prod(s)) for s in SHAPES]
+@pytest.mark.parametrize("optims, moments, sites", TWICE, ids=["sgd", "adam"])
+def test_top_kast(optims, moments, sites):
+    train = [round(0.5 * math.prod(s)) for s in SHAPES[:sites]]
     pruner = eqsparse.TopKAST(optims[0], distribution=0.75, backward_sparsity=0.5, decay=0.01, schedule=PERIODIC)
-    retell = lambda w, g, m: told.top_kast(w, g, KEEP, train, optims[1], 0.01, **WINDOW)
-    assert any(follow(pruner, retell, moments))
+    retell = lambda w, g, m: told.top_kast(w, g, KEEP[:sites], train, optims[1], 0.01, **WINDOW)
+    assert any(follow(pruner, retell, moments, sites))
 
 
-@pytest.mark.parametrize("reset", [True, False])
-def test_acdc(reset):
+@pytest.mark.parametrize("reset, sites", [(True, 2), (False, 1)])
+def test_acdc(reset, sites):
     phases = {"start": 5, "stop": 40, "dense_steps": 6, "sparse_steps": 8}
     pruner = eqsparse.ACDC(ADAM[0], distribution=0.75, schedule=eqsparse.Alternating(**phases), reset=reset)
-    changes = follow(pruner, lambda w, g, m: told.alternate(w, g, KEEP, ADAM[1], **phases, reset=reset), ("mu", "nu"))
+    retell = lambda w, g, m: told.alternate(w, g, KEEP[:sites], ADAM[1], **phases, reset=reset)
+    changes = follow(pruner, retell, ("mu", "nu"), sites)
     assert [t for t, changed in enumerate(changes) if changed][:5] == [5, 13, 19, 27, 33]
 
 
-@pytest.mark.parametrize("rewind", [0, 3])
-def test_lottery_ticket(rewind):
+@pytest.mark.parametrize("rewind, sites", [(0, 1), (3, 2)])
+def test_lottery_ticket(rewind, sites):
     pruner = eqsparse.LotteryTicket(ADAM[0], distribution=0.75, rounds=4, steps=11, rewind=rewind)
-    changes = follow(pruner, lambda w, g, m: told.lottery(w, g, 0.75, ADAM[1], 4, 11, rewind), ("mu", "nu"))
+    changes = follow(pruner, lambda w, g, m: told.lottery(w, g, 0.75, ADAM[1], 4, 11, rewind), ("mu", "nu"), sites)
     assert [t for t, changed in enumerate(changes) if changed] == [11, 22, 33, 44]
 
 
@@ -177,12 +183,13 @@ def test_movement():
 def test_fisher(own):
     optims, moments = (SGD, ()) if own else (ADAM, ("mu", "nu"))
     pruner = eqsparse.FisherPruning(optims[0], distribution=0.75, schedule=eqsparse.Polynomial(**WINDOW))
-    _, state = pruner.init(model_of(drawn(0)[0]))
+    sites = 2 if own else 1
+    _, state = pruner.init(model_of(drawn(0)[0][:sites]))
     assert bool(state.memory) == own  # nothing is kept twice
     remember = lambda s, w, g: np.float32(0.999) * s + np.float32(0.001) * g * g
     score = lambda w, s, state: w * w * (s if own else state[1])
     retell = lambda w, g, m: told.by_memory(w, g, cubic(0.75), optims[1], remember, score, **WINDOW, comes_back=False)
-    follow(pruner, retell, moments)
+    follow(pruner, retell, moments, sites)
 
 
 def test_fisher_waits_for_the_optimisers_first_real_step():
