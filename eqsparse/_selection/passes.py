@@ -26,13 +26,13 @@ def probes_at_once() -> int:
 
 
 def count_true(
-    predicates: Sequence[Bool[Array, "..."]], axes: tuple[int, ...], sizes: int | np.ndarray = 1
+    predicates: Sequence[Bool[Array, "..."]], axes: tuple[int, ...], sizes: int | np.ndarray | Array = 1
 ) -> list[UInt32[Array, "..."]]:
     """The number of true entries of each predicate over `axes`, each entry counted as often as `sizes` says.
 
     `axes` are the last ones.
     """
-    if isinstance(sizes, np.ndarray):
+    if not isinstance(sizes, int):
         return _sums([jnp.where(p, jnp.asarray(sizes, jnp.uint32), jnp.uint32(0)) for p in predicates], axes)
     last = predicates[0].shape[-1] if axes else 0
     if probes_at_once() > 1 and _SHORT < last < 2**16 and predicates[0].size > 0:

@@ -9,13 +9,14 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Shaped, UInt, UInt32
 
 from . import limbs as w
-from .keys import raised, sort_key
+from .keys import key_dtype, raised, sort_key
 from .limbs import Wide
 from .mapped import update_if
 from .passes import count_true, folded, kept_lean, made_anew, on_one_device
@@ -33,7 +34,7 @@ class Contest(NamedTuple):
 
     scores: Shaped[Array, "..."]
     rank: int
-    sizes: int | np.ndarray = 1
+    sizes: int | np.ndarray | Array = 1
     seeded: Bool[Array, "..."] | None = None
 
     @property
@@ -47,7 +48,7 @@ class Contest(NamedTuple):
     @property
     def weights(self) -> int:
         """In all groups of one contest."""
-        if not isinstance(self.sizes, np.ndarray):
+        if isinstance(self.sizes, int):
             return self.groups * self.sizes
         competing = self.scores.shape[self.scores.ndim - self.rank :]
         return int(np.broadcast_to(self.sizes, competing).sum(dtype=np.int64))
@@ -68,7 +69,7 @@ class Contest(NamedTuple):
 
     def at_least(self, keys: UInt[Array, "..."], points: Sequence[Array]) -> list[UInt32[Array, "..."]]:
         """Weights in the groups whose key reaches a point, for each contest."""
-        if isinstance(self.sizes, np.ndarray):
+        if not isinstance(self.sizes, int):
             return self.tally([keys >= self.spread(p).astype(keys.dtype) for p in points])
         keys = folded(keys, self.rank)
         axes = tuple(range(len(points[0].shape), keys.ndim))
@@ -90,6 +91,10 @@ class Heat(NamedTuple):
     contests: Sequence[Contest]
     k: Wide
     at_least: bool = False
+
+    @property
+    def key_dtype(self) -> np.dtype:
+        return key_dtype(self.contests[0].scores.dtype)
 
 
 def select(contest: Contest, k: Wide) -> Bool[Array, "..."]:
@@ -126,8 +131,18 @@ def _in_one_precision(contests: Sequence[Contest]) -> Sequence[Contest]:
 def _select_all(heats: Sequence[Heat]) -> list[Bool[Array, "..."]]:
     if not heats:
         return []
+    heats = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, heats)
+    # On one device those of the same shapes one by one, for that they are traced once.
+    together = [[heat] for heat in heats] if on_one_device() else [heats]
+    return [winners for heats in together for winners in _found(heats, _MANY, jax.device_count())]
+
+
+@eqx.filter_jit
+def _found(heats: Sequence[Heat], many: int, devices: int) -> list[Bool[Array, "..."]]:
+    """The winners of heats that are not empty. Traced and lowered once for all of the same shapes in a program (and
+    the same `devices`, by which passes differ)."""
     heats = [_laid_out(heat) for heat in heats]
-    brackets = _thresholds(heats)
+    brackets = _thresholds(heats, many)
     ties = [tie for heat, bracket in zip(heats, brackets, strict=True) for tie in _ties(heat, bracket)]
     found = bisect([_tie_search(tie) for tie in ties])
     return [_winners(tie, bracket) for tie, bracket in zip(ties, found, strict=True)]
@@ -176,13 +191,13 @@ def with_floor(
     return update_if(jnp.any(jnp.stack(short)), filled, winners)
 
 
-def _thresholds(heats: Sequence[Heat]) -> list[Bracket]:
+def _thresholds(heats: Sequence[Heat], many: int) -> list[Bracket]:
     """A bracket around the smallest kept key of each heat.
 
     Keys of many groups are searched byte by byte: one byte of each stands in memory and is read in a pass.
     """
     brackets = [_everything(heat) for heat in heats]
-    digits = [_digits(heat) for heat in heats]
+    digits = [_digits(heat, many) for heat in heats]
     for place in range(max(len(d) for d in digits)):
         there = [i for i, d in enumerate(digits) if place < len(d)]
         found = bisect([_digit_search(heats[i], brackets[i], digits[i][place]) for i in there])
@@ -194,7 +209,7 @@ def _thresholds(heats: Sequence[Heat]) -> list[Bracket]:
 def _everything(heat: Heat) -> Bracket:
     """The bracket that holds all keys; where nothing is to be kept, one at the top that holds none."""
     counted = jnp.stack([c.tally_of_all() for c in heat.contests])
-    key_dtype = _key_dtype(heat)
+    key_dtype = heat.key_dtype
     zeros = jnp.zeros_like(counted[0], jnp.uint64 if key_dtype == jnp.uint64 else jnp.uint32)
     top = zeros + np.array(np.iinfo(key_dtype).max, zeros.dtype)
     nothing = w.equal(heat.k, w.wide(0)) & (zeros == 0)
@@ -226,15 +241,11 @@ class _Digit(NamedTuple):
 _MANY = 2**16  # groups
 
 
-def _digits(heat: Heat) -> list[_Digit]:
+def _digits(heat: Heat, many: int) -> list[_Digit]:
     """From the highest to the lowest. The keys of few groups are searched as a whole: less to compile."""
-    bits = 8 * _key_dtype(heat).itemsize
-    width = 8 if max(c.scores.size for c in heat.contests) >= _MANY else bits
+    bits = 8 * heat.key_dtype.itemsize
+    width = 8 if max(c.scores.size for c in heat.contests) >= many else bits
     return [_Digit(shift, width, bits) for shift in range(bits - width, -1, -width)]
-
-
-def _key_dtype(heat: Heat) -> np.dtype:
-    return jax.eval_shape(heat.contests[0].keys).dtype
 
 
 def _digit_search(heat: Heat, bracket: Bracket, digit: _Digit) -> Search:
