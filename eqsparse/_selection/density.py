@@ -38,7 +38,7 @@ def _density_of(s: Float32[Array, "..."]) -> UInt32[Array, "..."]:
     mantissa = (bits & 0x7FFFFF) | 0x800000
     tiny = exponent > 60
     exponent = jnp.minimum(exponent, 60)
-    product = add(multiply(mantissa, GRID), _power_of_two(exponent - 1))
+    product = add(multiply(mantissa, np.uint32(GRID)), _power_of_two(exponent - 1))
     removed = jnp.where(tiny, jnp.uint32(0), _shift_right(product, exponent))
     kept = GRID - removed
     q, rest, grid = jnp.zeros_like(kept), kept, jnp.full_like(kept, GRID)
@@ -94,7 +94,7 @@ def sparsity_of(density: UInt32[Array, ""]) -> float | Float32[Array, ""]:
 
 def count(n: int, density: UInt32[Array, "..."]) -> Wide:
     """How many of `n` to keep: `(n · density + 2³¹) >> 32`, halves up, exact at any size."""
-    return share(Wide(np.uint32(n >> 32), np.uint32(n & 0xFFFFFFFF)), density)
+    return share(wide(n), density)
 
 
 @jax.jit

@@ -20,6 +20,7 @@ def key_dtype(dtype: np.dtype) -> np.dtype:
     return np.dtype(_UNSIGNED[bits])
 
 
+@jax.jit
 def sort_key(scores: Shaped[Array, "*shape"]) -> UInt[Array, "*shape"]:
     """Unsigned integers in the order of the scores: NaN below every number, -0.0 equal to 0.0.
 

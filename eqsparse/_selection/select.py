@@ -6,8 +6,8 @@ pass is one scalar all-reduce.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -115,7 +115,9 @@ def select_many(contests: Sequence[Contest], k: Wide) -> list[Bool[Array, "..."]
 def select_all(heats: Sequence[Heat]) -> list[list[Bool[Array, "..."]]]:
     """The winners of each heat, found side by side in the same passes."""
     held = [heat._replace(contests=_in_one_precision([c for c in heat.contests if c.groups > 0])) for heat in heats]
-    chosen = iter(_select_all([heat for heat in held if heat.contests]))
+    arrays = lambda x: jnp.asarray(x) if isinstance(x, np.ndarray | np.generic) else x  # NumPy's would be static
+    found = _apart(_found, [jax.tree.map(arrays, heat) for heat in held if heat.contests])
+    chosen = iter([mask for masks in found for mask in masks])
     return [[jnp.zeros(c.scores.shape, bool) if c.groups == 0 else next(chosen) for c in h.contests] for h in heats]
 
 
@@ -128,24 +130,24 @@ def _in_one_precision(contests: Sequence[Contest]) -> Sequence[Contest]:
     return [c._replace(scores=c.scores.astype(widest)) for c in contests]
 
 
-def _select_all(heats: Sequence[Heat]) -> list[Bool[Array, "..."]]:
-    if not heats:
-        return []
-    heats = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, heats)
-    # On one device those of the same shapes one by one, for that they are traced once.
-    together = [[heat] for heat in heats] if on_one_device() else [heats]
-    return [winners for heats in together for winners in _found(heats, _MANY, jax.device_count())]
+def _apart(function: Callable[..., list[Any]], these: Sequence[Any]) -> list[Any]:
+    """What a function of several finds. What it is traced by besides its arguments is one of them.
+
+    On one device it has them one after the other: scratch memory for one, and those of the same shapes are traced and
+    lowered once in a program. On several all in one loop: several would each wait for all devices, in any order.
+    """
+    parts = [[this] for this in these] if on_one_device() or not these else [these]
+    return [found for part in parts for found in function(part, _MANY, jax.device_count())]
 
 
 @eqx.filter_jit
-def _found(heats: Sequence[Heat], many: int, devices: int) -> list[Bool[Array, "..."]]:
-    """The winners of heats that are not empty. Traced and lowered once for all of the same shapes in a program (and
-    the same `devices`, by which passes differ)."""
+def _found(heats: Sequence[Heat], many: int, devices: int) -> list[list[Bool[Array, "..."]]]:
+    """The winners of each heat; none is empty."""
     heats = [_laid_out(heat) for heat in heats]
     brackets = _thresholds(heats, many)
-    ties = [tie for heat, bracket in zip(heats, brackets, strict=True) for tie in _ties(heat, bracket)]
-    found = bisect([_tie_search(tie) for tie in ties])
-    return [_winners(tie, bracket) for tie, bracket in zip(ties, found, strict=True)]
+    ties = [_ties(heat, bracket) for heat, bracket in zip(heats, brackets, strict=True)]
+    found = iter(_apart(_found_of_ties, [tie for of_heat in ties for tie in of_heat]))
+    return [[next(found) for _ in of_heat] for of_heat in ties]
 
 
 def _laid_out(heat: Heat) -> Heat:
@@ -213,7 +215,7 @@ def _everything(heat: Heat) -> Bracket:
     zeros = jnp.zeros_like(counted[0], jnp.uint64 if key_dtype == jnp.uint64 else jnp.uint32)
     top = zeros + np.array(np.iinfo(key_dtype).max, zeros.dtype)
     nothing = w.equal(heat.k, w.wide(0)) & (zeros == 0)
-    some = jnp.where(nothing, jnp.uint32(0), counted)
+    some = jnp.where(nothing, np.uint32(0), counted)
     return Bracket(jnp.where(nothing, top, zeros), top, some, jnp.zeros_like(counted))
 
 
@@ -231,7 +233,7 @@ class _Digit(NamedTuple):
         here, above = (keys >> self.shift).astype(jnp.uint8), self.shift + self.width
         if above == self.bits:
             return here
-        return jnp.where(keys >> above == low.astype(keys.dtype) >> above, here, jnp.uint8(0))
+        return jnp.where(keys >> above == low.astype(keys.dtype) >> above, here, np.uint8(0))
 
     def end(self, dtype) -> Shaped[Array, ""]:
         """Above each digit of a key."""
@@ -295,7 +297,7 @@ class _Tie(NamedTuple):
         c, keys = self.contest, self.contest.keys()
         low, high = (c.spread(b).astype(keys.dtype) for b in (self.low, self.high))
         tied, place = (keys >= low) & (keys < high), _flat_index(keys, c.axes, start)
-        return [tied & (place < c.spread(jnp.uint32(c.groups) - left)) for left in lefts]
+        return [tied & (place < c.spread(np.uint32(c.groups) - left)) for left in lefts]
 
 
 def _ties(heat: Heat, bracket: Bracket) -> list[_Tie]:
@@ -310,6 +312,13 @@ def _ties(heat: Heat, bracket: Bracket) -> list[_Tie]:
     return ties
 
 
+@eqx.filter_jit
+def _found_of_ties(ties: Sequence[_Tie], many: int, devices: int) -> list[Bool[Array, "..."]]:
+    """The winners of each tie's contest."""
+    found = bisect([_tie_search(tie) for tie in ties])
+    return [_winners(tie, bracket) for tie, bracket in zip(ties, found, strict=True)]
+
+
 def _tie_search(tie: _Tie) -> Search:
     """The search for how many groups to leave out at the end: the more, the less is counted."""
 
@@ -320,7 +329,7 @@ def _tie_search(tie: _Tie) -> Search:
         return [found[None] for found in tie.contest.tally(there.first([p0, *points[1:]], start))]
 
     zeros = jnp.zeros_like(tie.tied)
-    all_of_them = zeros + jnp.uint32(tie.contest.groups)
+    all_of_them = zeros + np.uint32(tie.contest.groups)
     nothing = tie.need == 0
     some = jnp.where(nothing, zeros, tie.tied)
     start = Bracket(jnp.where(nothing, all_of_them, zeros), all_of_them, some[None], zeros[None])
@@ -359,7 +368,7 @@ def _flat_index(array: Array, axes: tuple[int, ...], start: UInt32[Array, ""]) -
     index, stride = jnp.zeros_like(array, jnp.uint32) + start, 1
     for axis in reversed(axes):
         n = array.shape[axis]
-        place = jnp.arange(n, dtype=jnp.uint32) * jnp.uint32(stride)
+        place = jnp.arange(n, dtype=jnp.uint32) * np.uint32(stride)
         index = index + place.reshape(*(n if a == axis else 1 for a in range(array.ndim)))
         stride *= n
     return index
