@@ -131,10 +131,12 @@ def _in_one_precision(contests: Sequence[Contest]) -> Sequence[Contest]:
 
 
 def _apart(function: Callable[..., list[Any]], these: Sequence[Any]) -> list[Any]:
-    """What a function of several finds. What it is traced by besides its arguments is one of them.
+    """What a function finds for each of these.
 
-    On one device it has them one after the other: scratch memory for one, and those of the same shapes are traced and
-    lowered once in a program. On several all in one loop: several would each wait for all devices, in any order.
+    On one device one after the other: scratch memory for one, and all of the same shapes are traced and lowered once.
+    On several all in one loop: several would each wait for all devices, in any order.
+
+    The function is also given what else its trace goes by, so that it is traced again where that is another.
     """
     parts = [[this] for this in these] if on_one_device() or not these else [these]
     return [found for part in parts for found in function(part, _MANY, jax.device_count())]
