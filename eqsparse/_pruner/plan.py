@@ -3,11 +3,11 @@
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from jaxtyping import Array, Bool, Float32, UInt32
+from jaxtyping import Array, Bool, UInt32
 
 from .._distribution import AbstractBudget, AbstractDistribution
 from .._mask import laid_out_as
-from .._selection import finish_all, fraction_of, Pending
+from .._selection import finish_all, Pending
 from .._sites import PatternMap, pick, Sites, Where
 from .._structure import AbstractStructure, Unstructured
 
@@ -50,9 +50,9 @@ class Plan:
         budgets = [budget for budget in self.budgets if set(budget.paths) <= set(paths)]
         return Plan({path: site for path, site in self.sites.items() if path in paths}, budgets, self.structures)
 
-    def densities(self) -> dict[str, Float32[Array, ""]]:
+    def densities(self) -> dict[str, UInt32[Array, ""]]:
         """The density that each site is to have in the end; that of all together where they share a budget."""
-        return {path: fraction_of(budget.density) for budget in self.budgets for path in budget.paths}
+        return {path: budget.density for budget in self.budgets for path in budget.paths}
 
     def check(self) -> None:
         """Raises `ValueError` if a structure fits a site or its target not, naming those that it fits."""

@@ -5,10 +5,11 @@ from typing import final, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float32, Shaped
+from jaxtyping import Array, ArrayLike, Bool, Float32, Shaped, UInt32
 
 from .._check import not_negative
 from .._mask import on_mask
+from .._selection import fraction_of
 
 
 class Place(NamedTuple):
@@ -16,12 +17,12 @@ class Place(NamedTuple):
 
     - `mask`: which weights the model runs on.
     - `trained`: which weights the optimiser may change, where that is another set (a superset).
-    - `density`: the share that the mask is to keep.
+    - `density`: the share that the mask is to keep, in fixed point.
     """
 
     mask: Bool[Array, "..."]
     trained: Bool[Array, "..."] | None
-    density: Float32[Array, ""] | None
+    density: UInt32[Array, ""] | None
 
 
 class AbstractView(eqx.Module):
@@ -115,7 +116,7 @@ class SupersetView(AbstractView):
 
     def pull_back(self, grads: Array, weight: Array, place: Place) -> Array:
         if self.decay is not None and place.density is not None:
-            rate = jnp.where(place.mask, self.decay, self.decay / jnp.maximum(place.density, 1e-9))
+            rate = jnp.where(place.mask, self.decay, self.decay / jnp.maximum(fraction_of(place.density), 1e-9))
             grads = (grads.astype(jnp.float32) + rate * weight.astype(jnp.float32)).astype(grads.dtype)
         return on_mask(grads, _trained(place))
 

@@ -2,6 +2,9 @@
 
 A density is a uint32 `q` that stands for `q / 2**32`; `FULL` stands for 1. Float arithmetic on sizes
 is what makes 90% of 10⁸ weights come out as 10,000,002 elsewhere.
+
+What is made of many small operations is compiled in one piece where it is called outside of a compiled function, and
+traced once for all calls inside of one.
 """
 
 import jax
@@ -24,20 +27,24 @@ def density_of(sparsity: ArrayLike) -> UInt32[Array, "..."]:
     although no float is nine tenths; a number of higher precision goes to its own nearest multiple.
     Rounded up in the last bit, so that halves of `n * density` round up as they would in exact arithmetic.
     """
-    s = jnp.asarray(sparsity if isinstance(sparsity, jax.Array) else on_grid(sparsity), jnp.float32)
+    return _density_of(jnp.asarray(sparsity if isinstance(sparsity, jax.Array) else on_grid(sparsity), jnp.float32))
+
+
+@jax.jit
+def _density_of(s: Float32[Array, "..."]) -> UInt32[Array, "..."]:
     s = jnp.where(s > 0, jnp.minimum(s, 1), 0)
     bits = jax.lax.bitcast_convert_type(s, jnp.uint32)
     exponent = 150 - (bits >> 23)  # s = mantissa / 2**exponent, exponent ≥ 23
     mantissa = (bits & 0x7FFFFF) | 0x800000
     tiny = exponent > 60
     exponent = jnp.minimum(exponent, 60)
-    product = add(multiply(mantissa, GRID), _power_of_two(exponent - 1))
+    product = add(multiply(mantissa, np.uint32(GRID)), _power_of_two(exponent - 1))
     removed = jnp.where(tiny, jnp.uint32(0), _shift_right(product, exponent))
     kept = GRID - removed
-    q, rest = jnp.zeros_like(kept), kept
+    q, rest, grid = jnp.zeros_like(kept), kept, jnp.full_like(kept, GRID)
     for _ in range(4):  # long division of kept · 2³² by the grid, a byte at a time
-        q = (q << 8) | ((rest << 8) // GRID)
-        rest = (rest << 8) % GRID
+        rest = rest << 8
+        q, rest = (q << 8) | jax.lax.div(rest, grid), jax.lax.rem(rest, grid)
     return jnp.where(kept == GRID, FULL, q + (rest > 0).astype(jnp.uint32))
 
 
@@ -63,13 +70,14 @@ def highest_line(density: UInt32[Array, ""], slope: np.ndarray, offset: np.ndarr
     return _highest(density, jnp.asarray(mantissa), jnp.asarray(exponent.astype(np.uint32)), off)
 
 
-@jax.jit  # one small function to compile where it is called outside of one, not forty
+@jax.jit
 def _highest(density: Array, mantissa: Array, exponent: Array, off: Wide) -> UInt32[Array, "rows"]:
     height = clipped_subtract(multiply(mantissa, density), off)
     beyond = (exponent < 32) & (height.hi >> jnp.minimum(exponent, 31) > 0)
     return jnp.max(jnp.where(beyond, FULL, _shift_right(height, exponent)), axis=-1)
 
 
+@jax.jit
 def fraction_of(density: UInt32[Array, "..."]) -> Float32[Array, "..."]:
     """The density as a float32 fraction."""
     d = density.astype(jnp.float32) * jnp.float32(2.0**-32)
@@ -86,15 +94,10 @@ def sparsity_of(density: UInt32[Array, ""]) -> float | Float32[Array, ""]:
 
 def count(n: int, density: UInt32[Array, "..."]) -> Wide:
     """How many of `n` to keep: `(n · density + 2³¹) >> 32`, halves up, exact at any size."""
-    high, low = np.uint32(n >> 32), np.uint32(n & 0xFFFFFFFF)
-    kept = add(multiply(low, density), wide(1 << 31)).hi
-    kept = Wide(jnp.zeros_like(kept), kept)
-    if high:
-        kept = add(kept, multiply(high, density))
-    everything = wide(n)
-    return where(density == FULL, everything, kept)
+    return share(wide(n), density)
 
 
+@jax.jit
 def share(whole: Wide, fraction: UInt32[Array, "..."]) -> Wide:
     """A share of a count that is traced: `(whole · fraction + 2³¹) >> 32`, halves up, exact at any size."""
     low = add(multiply(whole.lo, fraction), wide(1 << 31)).hi

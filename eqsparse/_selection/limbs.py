@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, UInt32
@@ -18,6 +19,7 @@ def wide(value: int) -> Wide:
     return Wide(jnp.asarray(np.uint32(value >> 32)), jnp.asarray(np.uint32(value & 0xFFFFFFFF)))
 
 
+@jax.jit  # traced once
 def multiply(a: ArrayLike, b: ArrayLike) -> Wide:
     """The full product of two uint32, from 16-bit halves."""
     a, b = jnp.asarray(a, jnp.uint32), jnp.asarray(b, jnp.uint32)

@@ -1,7 +1,7 @@
 """What `vmap` must not change: conditionals stay conditional, and members of an ensemble draw their own."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +43,7 @@ def update_if(
         return update(old) if predicate else old
 
     def body(carry):
-        new = jax.tree.map(lambda new, was: _where_mapped(predicate, new, was), update(carry[1]), carry[1])
-        return jnp.zeros_like(carry[0]), new
+        return jnp.zeros_like(carry[0]), _where_mapped(predicate, update(carry[1]), carry[1])
 
     # One number decides, also under `vmap`: from a loop that may go round twice the compiler moves work out to
     # where it is done at every step.
@@ -63,21 +62,30 @@ def _nan_and_infinite(arrays: Sequence[Inexact[Array, "..."]]) -> Bool[Array, ""
 
 
 @custom_vmap
-def _where_mapped(predicate: Bool[Array, ""], new: Array, old: Array) -> Array:
+def _where_mapped(predicate: Bool[Array, ""], new: _Result, old: _Result) -> _Result:
     """`new`, or under a `vmap` that maps the predicate: `old` for the entries where it does not hold."""
     return new
 
 
 @_where_mapped.def_vmap
-def _(axis_size: int, in_batched: list[bool], predicate: Array, new: Array, old: Array) -> tuple[Array, bool]:
-    mapped = next(x for x, is_mapped in zip((predicate, new, old), in_batched, strict=True) if is_mapped)
-    new, old = (
-        x if is_mapped else members_as(jnp.broadcast_to(x, (axis_size, *x.shape)), mapped)
-        for x, is_mapped in zip((new, old), in_batched[1:], strict=True)
-    )
-    if not in_batched[0]:
-        return _where_mapped(predicate, new, old), True
-    return jax.vmap(jnp.where)(predicate, new, old), True
+def _(axis_size: int, in_batched: list[Any], predicate: Array, new: Any, old: Any) -> tuple[Any, Any]:
+    predicate_mapped, *leaves_mapped = in_batched
+
+    def entries(now: Array, was: Array, *are_mapped: bool) -> tuple[Array, Array, bool]:
+        """Both with an axis of members where one of them has it or is to get it."""
+        mapped = (predicate_mapped, *are_mapped)
+        if not any(mapped):
+            return now, was, False
+        like = next(x for x, is_mapped in zip((predicate, now, was), mapped, strict=True) if is_mapped)
+        spread = lambda x: members_as(jnp.broadcast_to(x, (axis_size, *x.shape)), like)
+        now, was = (x if is_mapped else spread(x) for x, is_mapped in zip((now, was), are_mapped, strict=True))
+        return (jax.vmap(jnp.where)(predicate, now, was) if predicate_mapped else now), was, True
+
+    leaves, tree = jax.tree.flatten(new)
+    others = (jax.tree.leaves(x) for x in (old, *leaves_mapped))
+    found = [entries(*leaf) for leaf in zip(leaves, *others, strict=True)]
+    new, old, mapped = (tree.unflatten([leaf[i] for leaf in found]) for i in range(3))
+    return (new if predicate_mapped else _where_mapped(predicate, new, old)), mapped
 
 
 @custom_vmap

@@ -26,14 +26,14 @@ def probes_at_once() -> int:
 
 
 def count_true(
-    predicates: Sequence[Bool[Array, "..."]], axes: tuple[int, ...], sizes: int | np.ndarray = 1
+    predicates: Sequence[Bool[Array, "..."]], axes: tuple[int, ...], sizes: int | np.ndarray | Array = 1
 ) -> list[UInt32[Array, "..."]]:
     """The number of true entries of each predicate over `axes`, each entry counted as often as `sizes` says.
 
     `axes` are the last ones.
     """
-    if isinstance(sizes, np.ndarray):
-        return _sums([jnp.where(p, jnp.asarray(sizes, jnp.uint32), jnp.uint32(0)) for p in predicates], axes)
+    if not isinstance(sizes, int):
+        return _sums([jnp.where(p, jnp.asarray(sizes, jnp.uint32), np.uint32(0)) for p in predicates], axes)
     last = predicates[0].shape[-1] if axes else 0
     if probes_at_once() > 1 and _SHORT < last < 2**16 and predicates[0].size > 0:
         # Twice as many lanes of a vector hold counts of 16 bits.
@@ -41,7 +41,7 @@ def count_true(
         counts = _sums([n.astype(jnp.uint32) for n in short], axes[:-1])
     else:
         counts = _sums([p.astype(jnp.uint32) for p in predicates], axes)
-    return [n * jnp.uint32(sizes) for n in counts]
+    return [n * np.uint32(sizes) for n in counts]
 
 
 _SHORT = 64

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Shaped, UInt32
 
 from . import limbs as w
 from .limbs import Wide
-from .passes import on_one_device, probes_at_once
+from .passes import probes_at_once
 
 
 class Bracket(NamedTuple):
@@ -40,15 +40,10 @@ class Search(NamedTuple):
 def bisect(searches: Sequence[Search]) -> list[Bracket]:
     """Narrows each bracket until `count_low` is exactly what is wanted, or low and high are neighbours.
 
-    What is found at the start costs no pass; with three probes a search over 32-bit keys takes 16 at most.
+    What is found at the start costs no pass; with three probes a search over 32-bit keys takes 16 at most. All search
+    in one loop, until the last is done.
     """
-    if on_one_device():  # one after the other: scratch memory for one
-        return [bracket for search in searches for bracket in _bisect([search])]
-    # In one loop: several would each wait for all devices, in any order.
-    return _bisect(searches)
 
-
-def _bisect(searches: Sequence[Search]) -> list[Bracket]:
     def narrow(brackets: list[Bracket]) -> list[Bracket]:
         return [_narrow(search, bracket) for search, bracket in zip(searches, brackets, strict=True)]
 
@@ -83,5 +78,6 @@ def _points(low: Array, high: Array) -> list[Array]:
     """Evenly spread points strictly between low and high (repeated where there are too few)."""
     parts = probes_at_once() + 1
     width = high - low
-    step, rest = width // parts, width % parts
-    return [low + jnp.maximum(step * j + rest * j // parts, 1) for j in range(1, parts)]
+    divisor = jnp.full_like(width, parts)
+    step, rest = jax.lax.div(width, divisor), jax.lax.rem(width, divisor)
+    return [low + jnp.maximum(step * j + jax.lax.div(rest * j, divisor), 1) for j in range(1, parts)]

@@ -6,16 +6,17 @@ pass is one scalar all-reduce.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Shaped, UInt, UInt32
 
 from . import limbs as w
-from .keys import raised, sort_key
+from .keys import key_dtype, raised, sort_key
 from .limbs import Wide
 from .mapped import update_if
 from .passes import count_true, folded, kept_lean, made_anew, on_one_device
@@ -33,7 +34,7 @@ class Contest(NamedTuple):
 
     scores: Shaped[Array, "..."]
     rank: int
-    sizes: int | np.ndarray = 1
+    sizes: int | np.ndarray | Array = 1
     seeded: Bool[Array, "..."] | None = None
 
     @property
@@ -47,7 +48,7 @@ class Contest(NamedTuple):
     @property
     def weights(self) -> int:
         """In all groups of one contest."""
-        if not isinstance(self.sizes, np.ndarray):
+        if isinstance(self.sizes, int):
             return self.groups * self.sizes
         competing = self.scores.shape[self.scores.ndim - self.rank :]
         return int(np.broadcast_to(self.sizes, competing).sum(dtype=np.int64))
@@ -68,7 +69,7 @@ class Contest(NamedTuple):
 
     def at_least(self, keys: UInt[Array, "..."], points: Sequence[Array]) -> list[UInt32[Array, "..."]]:
         """Weights in the groups whose key reaches a point, for each contest."""
-        if isinstance(self.sizes, np.ndarray):
+        if not isinstance(self.sizes, int):
             return self.tally([keys >= self.spread(p).astype(keys.dtype) for p in points])
         keys = folded(keys, self.rank)
         axes = tuple(range(len(points[0].shape), keys.ndim))
@@ -91,6 +92,10 @@ class Heat(NamedTuple):
     k: Wide
     at_least: bool = False
 
+    @property
+    def key_dtype(self) -> np.dtype:
+        return key_dtype(self.contests[0].scores.dtype)
+
 
 def select(contest: Contest, k: Wide) -> Bool[Array, "..."]:
     """The groups with the largest scores that hold `k` weights together.
@@ -110,7 +115,9 @@ def select_many(contests: Sequence[Contest], k: Wide) -> list[Bool[Array, "..."]
 def select_all(heats: Sequence[Heat]) -> list[list[Bool[Array, "..."]]]:
     """The winners of each heat, found side by side in the same passes."""
     held = [heat._replace(contests=_in_one_precision([c for c in heat.contests if c.groups > 0])) for heat in heats]
-    chosen = iter(_select_all([heat for heat in held if heat.contests]))
+    arrays = lambda x: jnp.asarray(x) if isinstance(x, np.ndarray | np.generic) else x  # NumPy's would be static
+    found = _apart(_found, [jax.tree.map(arrays, heat) for heat in held if heat.contests])
+    chosen = iter([mask for masks in found for mask in masks])
     return [[jnp.zeros(c.scores.shape, bool) if c.groups == 0 else next(chosen) for c in h.contests] for h in heats]
 
 
@@ -123,14 +130,26 @@ def _in_one_precision(contests: Sequence[Contest]) -> Sequence[Contest]:
     return [c._replace(scores=c.scores.astype(widest)) for c in contests]
 
 
-def _select_all(heats: Sequence[Heat]) -> list[Bool[Array, "..."]]:
-    if not heats:
-        return []
+def _apart(function: Callable[..., list[Any]], these: Sequence[Any]) -> list[Any]:
+    """What a function finds for each of these.
+
+    On one device one after the other: scratch memory for one, and all of the same shapes are traced and lowered once.
+    On several all in one loop: several would each wait for all devices, in any order.
+
+    The function is also given what else its trace goes by, so that it is traced again where that is another.
+    """
+    parts = [[this] for this in these] if on_one_device() or not these else [these]
+    return [found for part in parts for found in function(part, _MANY, jax.device_count())]
+
+
+@eqx.filter_jit
+def _found(heats: Sequence[Heat], many: int, devices: int) -> list[list[Bool[Array, "..."]]]:
+    """The winners of each heat; none is empty."""
     heats = [_laid_out(heat) for heat in heats]
-    brackets = _thresholds(heats)
-    ties = [tie for heat, bracket in zip(heats, brackets, strict=True) for tie in _ties(heat, bracket)]
-    found = bisect([_tie_search(tie) for tie in ties])
-    return [_winners(tie, bracket) for tie, bracket in zip(ties, found, strict=True)]
+    brackets = _thresholds(heats, many)
+    ties = [_ties(heat, bracket) for heat, bracket in zip(heats, brackets, strict=True)]
+    found = iter(_apart(_found_of_ties, [tie for of_heat in ties for tie in of_heat]))
+    return [[next(found) for _ in of_heat] for of_heat in ties]
 
 
 def _laid_out(heat: Heat) -> Heat:
@@ -176,13 +195,13 @@ def with_floor(
     return update_if(jnp.any(jnp.stack(short)), filled, winners)
 
 
-def _thresholds(heats: Sequence[Heat]) -> list[Bracket]:
+def _thresholds(heats: Sequence[Heat], many: int) -> list[Bracket]:
     """A bracket around the smallest kept key of each heat.
 
     Keys of many groups are searched byte by byte: one byte of each stands in memory and is read in a pass.
     """
     brackets = [_everything(heat) for heat in heats]
-    digits = [_digits(heat) for heat in heats]
+    digits = [_digits(heat, many) for heat in heats]
     for place in range(max(len(d) for d in digits)):
         there = [i for i, d in enumerate(digits) if place < len(d)]
         found = bisect([_digit_search(heats[i], brackets[i], digits[i][place]) for i in there])
@@ -194,11 +213,11 @@ def _thresholds(heats: Sequence[Heat]) -> list[Bracket]:
 def _everything(heat: Heat) -> Bracket:
     """The bracket that holds all keys; where nothing is to be kept, one at the top that holds none."""
     counted = jnp.stack([c.tally_of_all() for c in heat.contests])
-    key_dtype = _key_dtype(heat)
+    key_dtype = heat.key_dtype
     zeros = jnp.zeros_like(counted[0], jnp.uint64 if key_dtype == jnp.uint64 else jnp.uint32)
     top = zeros + np.array(np.iinfo(key_dtype).max, zeros.dtype)
     nothing = w.equal(heat.k, w.wide(0)) & (zeros == 0)
-    some = jnp.where(nothing, jnp.uint32(0), counted)
+    some = jnp.where(nothing, np.uint32(0), counted)
     return Bracket(jnp.where(nothing, top, zeros), top, some, jnp.zeros_like(counted))
 
 
@@ -216,7 +235,7 @@ class _Digit(NamedTuple):
         here, above = (keys >> self.shift).astype(jnp.uint8), self.shift + self.width
         if above == self.bits:
             return here
-        return jnp.where(keys >> above == low.astype(keys.dtype) >> above, here, jnp.uint8(0))
+        return jnp.where(keys >> above == low.astype(keys.dtype) >> above, here, np.uint8(0))
 
     def end(self, dtype) -> Shaped[Array, ""]:
         """Above each digit of a key."""
@@ -226,15 +245,11 @@ class _Digit(NamedTuple):
 _MANY = 2**16  # groups
 
 
-def _digits(heat: Heat) -> list[_Digit]:
+def _digits(heat: Heat, many: int) -> list[_Digit]:
     """From the highest to the lowest. The keys of few groups are searched as a whole: less to compile."""
-    bits = 8 * _key_dtype(heat).itemsize
-    width = 8 if max(c.scores.size for c in heat.contests) >= _MANY else bits
+    bits = 8 * heat.key_dtype.itemsize
+    width = 8 if max(c.scores.size for c in heat.contests) >= many else bits
     return [_Digit(shift, width, bits) for shift in range(bits - width, -1, -width)]
-
-
-def _key_dtype(heat: Heat) -> np.dtype:
-    return jax.eval_shape(heat.contests[0].keys).dtype
 
 
 def _digit_search(heat: Heat, bracket: Bracket, digit: _Digit) -> Search:
@@ -284,7 +299,7 @@ class _Tie(NamedTuple):
         c, keys = self.contest, self.contest.keys()
         low, high = (c.spread(b).astype(keys.dtype) for b in (self.low, self.high))
         tied, place = (keys >= low) & (keys < high), _flat_index(keys, c.axes, start)
-        return [tied & (place < c.spread(jnp.uint32(c.groups) - left)) for left in lefts]
+        return [tied & (place < c.spread(np.uint32(c.groups) - left)) for left in lefts]
 
 
 def _ties(heat: Heat, bracket: Bracket) -> list[_Tie]:
@@ -299,6 +314,13 @@ def _ties(heat: Heat, bracket: Bracket) -> list[_Tie]:
     return ties
 
 
+@eqx.filter_jit
+def _found_of_ties(ties: Sequence[_Tie], many: int, devices: int) -> list[Bool[Array, "..."]]:
+    """The winners of each tie's contest."""
+    found = bisect([_tie_search(tie) for tie in ties])
+    return [_winners(tie, bracket) for tie, bracket in zip(ties, found, strict=True)]
+
+
 def _tie_search(tie: _Tie) -> Search:
     """The search for how many groups to leave out at the end: the more, the less is counted."""
 
@@ -309,7 +331,7 @@ def _tie_search(tie: _Tie) -> Search:
         return [found[None] for found in tie.contest.tally(there.first([p0, *points[1:]], start))]
 
     zeros = jnp.zeros_like(tie.tied)
-    all_of_them = zeros + jnp.uint32(tie.contest.groups)
+    all_of_them = zeros + np.uint32(tie.contest.groups)
     nothing = tie.need == 0
     some = jnp.where(nothing, zeros, tie.tied)
     start = Bracket(jnp.where(nothing, all_of_them, zeros), all_of_them, some[None], zeros[None])
@@ -348,7 +370,7 @@ def _flat_index(array: Array, axes: tuple[int, ...], start: UInt32[Array, ""]) -
     index, stride = jnp.zeros_like(array, jnp.uint32) + start, 1
     for axis in reversed(axes):
         n = array.shape[axis]
-        place = jnp.arange(n, dtype=jnp.uint32) * jnp.uint32(stride)
+        place = jnp.arange(n, dtype=jnp.uint32) * np.uint32(stride)
         index = index + place.reshape(*(n if a == axis else 1 for a in range(array.ndim)))
         stride *= n
     return index
