@@ -181,3 +181,18 @@ def test_an_ensemble_searches_only_when_an_update_is_due(planned, stacked):
     keys = r"u32\[3,80,96\]"
     assert re.search(keys, text) and re.search(r"\bwhile\(", at_every_step(text))
     assert not re.search(keys, at_every_step(text))
+
+
+def test_members_that_all_take_the_optimisers_step_choose_nothing(planned):
+    """Where RigL's update takes the place of the optimiser's step, members that get it are told from those that don't
+    only where they differ: to keep what they had, moments would be copied at each step."""
+    nets = eqx.filter_vmap(lambda key: [eqx.nn.Linear(96, 80, key=key)])(jax.random.split(KEY, 3))
+    pruner = eqsparse.RigL(optax.adam(1e-3), distribution=0.9, schedule=eqsparse.Periodic(0, 9, 3), key=KEY)
+    carry = eqx.filter_vmap(pruner.init)(nets)
+    grads = eqx.filter(carry[0], eqx.is_inexact_array)
+    step = eqx.filter_vmap(lambda grads, model, state: pruner.step(model, grads, state))
+    text = eqx.filter_jit(step, donate="all-except-first").lower(grads, *carry).lowered.compile(planned).as_text()
+    bodies = re.findall(r"^%\S+ \(.*?^\}", text, re.DOTALL | re.MULTILINE)
+    steps = [body for body in bodies if len(re.findall(r"= f32\[3,80,96\]\S* fusion\(", body)) >= 3]
+    copies = [len(re.findall(r"= f32\[3,80,96\]\S* copy\(", body)) for body in steps]
+    assert 0 in copies, copies

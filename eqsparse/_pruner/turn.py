@@ -4,12 +4,13 @@ import dataclasses
 import zlib
 from typing import Any, TYPE_CHECKING
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
 from .._mask import Mask
-from .._selection import update_if
+from .._selection import step_if
 from .._sites import Sites, weights_of, write
 from ._transition import WORTH
 from .optimiser import mask_like, optimise, OptimiserState, Parameters
@@ -111,14 +112,15 @@ class Turn:
             turn = dataclasses.replace(self, parameters=parameters, optim=optim).optimise()
             return turn.parameters, turn.optim, turn.updates
 
-        traced, seen = jax.closure_convert(step, self.parameters, self.optim)  # once
-        after = jax.eval_shape(traced, self.parameters, self.optim, *seen)
+        traced = eqx.filter_closure_convert(step, self.parameters, self.optim)  # once
+        after = eqx.filter_eval_shape(traced, self.parameters, self.optim)
         updates = jax.tree.map(jnp.zeros_like, after[2]) if self.updates is None else self.updates
         # Some optimisers change a dtype at their first step.
         cast = lambda x, to: x if x.dtype == to.dtype else x.astype(to.dtype)
         here = jax.tree.map(cast, (self.parameters, self.optim, updates), after)
         taken = not held if isinstance(held, bool) else ~held
-        parameters, optim, updates = update_if(taken, lambda standing: traced(*standing[:2], *seen), here)
+        stepped = jax.tree_util.Partial(lambda traced, here: traced(*here[:2]), traced)
+        parameters, optim, updates = step_if(taken, stepped, here)
         return dataclasses.replace(self, parameters=parameters, optim=optim, updates=updates)
 
     def landed(self, stepped: PyTree) -> "Turn":

@@ -14,7 +14,7 @@ from .density import (
 )
 from .keys import in_float32 as in_float32, sort_key as sort_key
 from .limbs import add as add, maximum as maximum, subtract as subtract, total as total, Wide as Wide, wide as wide
-from .mapped import any_mapped as any_mapped, own_key as own_key, update_if as update_if
+from .mapped import any_mapped as any_mapped, own_key as own_key, step_if as step_if, update_if as update_if
 from .passes import count_true as count_true, on_one_device as on_one_device
 from .pending import finish_all as finish_all, Pending as Pending
 from .ranks import select_in_runs as select_in_runs

@@ -31,7 +31,7 @@ from .._pruner import (
 from .._pruner.match import like_parameters, same_model
 from .._pruner.optimiser import numbers_as_arrays, optimise, start
 from .._pruner.plan import Plan
-from .._selection import count, update_if
+from .._selection import count, step_if
 from .._sites import is_model, leaves_by_path, map_layers, read
 from .._structure import Unstructured
 from .compact import as_masked, compact, layouts_of
@@ -187,7 +187,8 @@ class SparseTraining(eqx.Module):
             return eqx.filter(model, eqx.is_inexact_array), optim
 
         taken = not held if isinstance(held, bool) else ~held
-        parameters, optim = update_if(taken, step, (parameters, optim))
+        now = (parameters, optim)
+        parameters, optim = step_if(taken, eqx.filter_closure_convert(step, now), now)
         return eqx.combine(parameters, rest), optim
 
 

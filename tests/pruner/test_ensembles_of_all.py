@@ -4,8 +4,11 @@ a loop over its steps: for every transition, order and memory.
 Members have their own weights, gradients, lots and counts. What one program finds is compared with steps one by one.
 """
 
+import dataclasses
+
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -68,3 +71,21 @@ def test_an_ensemble_is_a_loop(name):
     assert len({sum(int(masks[i].sum()) for masks in last.values()) for i in range(MEMBERS)}) == 1
     if name == "gradual, ERK":  # 80 weights; raw densities 14/48 and 12/32, of which 24 are to stay
         assert [int(masks[0].sum()) for masks in last.values()] == [round(14 * 24 / 26), round(12 * 24 / 26)]
+
+
+@pytest.mark.parametrize("name", ["rigl", "set", "gradual, ERK"])
+def test_members_whose_updates_are_due_at_other_steps(name):
+    """An ensemble of ensembles, in which all, some or none of the members are due at a step."""
+    pruner = PRUNERS[name](optax.adam(0.05))
+    make = lambda key: [eqx.nn.Linear(8, 6, key=key)]
+    nets = eqx.filter_vmap(eqx.filter_vmap(make))(jax.random.split(KEY, (2, 2)))
+    twice = lambda f: eqx.filter_jit(eqx.filter_vmap(eqx.filter_vmap(f)))
+    model, state = twice(pruner.init)(nets)
+    state = dataclasses.replace(state, step=state.step + jnp.array([[0, 1], [0, 0]], state.step.dtype))
+    alone = {at: pick(pick((model, state), at[0]), at[1]) for at in np.ndindex(2, 2)}
+    for t in range(STEPS):
+        grads = random_like(model, t)
+        model, state = twice(pruner.step)(model, grads, state)
+        for i, j in alone:
+            alone[i, j] = pruner.step(alone[i, j][0], pick(pick(grads, i), j), alone[i, j][1])
+            alike(pick(pick((model, state), i), j), alone[i, j])
