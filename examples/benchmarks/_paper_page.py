@@ -16,7 +16,6 @@ from _paper_runs import (
     table_5,
 )
 from algorithms import error, holm
-from harness import machine
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -62,6 +61,11 @@ def beginning(store, tasks, seeds, args):
     rates = "; ".join(
         f"{task} {rate:g} ({how})" for task in RATES if task in store.rates for rate, how in [store.rates[task]]
     )
+    by_machine = {}
+    for task in RATES:
+        for machine in store.machines.get(task, []):
+            by_machine.setdefault(machine, []).append(task)
+    machines = "; ".join(f"{', '.join(tasks_of)} on {machine}" for machine, tasks_of in by_machine.items())
     chosen = "as they are" if args.quick else "the best for the dense run on seeds of their own"
     return (
         f"# The paper's experiments, small\n\n{note}"
@@ -71,7 +75,7 @@ def beginning(store, tasks, seeds, args):
         f"{len(tasks.text.tokens):,} tokens of Python's help, a vocabulary of {tasks.vocabulary.size:,}, in nats for a "
         "token (lower is better); DQN: return in MinAtar's Breakout; all others: accuracy on test images, percent. "
         f"{budget.vision_steps} steps (ViT, ResNet), {budget.language_steps} steps (T5), {budget.rounds} rounds "
-        f"(Federated), {budget.frames:,} frames (DQN). {machine()}.\n\n"
+        f"(Federated), {budget.frames:,} frames (DQN).\n\nMachines: {machines}.\n\n"
         f"Learning rates, {chosen}: {rates}.\n"
     )
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import _common as common
 import federated
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 import reinforcement
 import vision
+from harness import machine
 
 RATES = {
     "T5": (1e-3, 3e-3, 1e-2),
@@ -218,24 +220,35 @@ def all_runs(seeds, quick):
 
 
 class Store:
-    """What has been found, in a file as runs end: task → learning rate and how it was chosen; run → (number, share
-    removed, seconds)."""
+    """What has been found, in a file for each task as runs end: the learning rate and how it was chosen; run →
+    (number, share removed, seconds); where it ran. Processes that run other tasks can share the folder."""
 
-    def __init__(self, file, settings):
-        self.file, self.settings, self.lock = file, settings, threading.Lock()
-        self.rates, self.found = {}, {}
-        stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        if stored.get("settings") == settings:
-            self.rates = {task: tuple(found) for task, found in stored["rates"].items()}
-            self.found = {Run(**run): tuple(result) for run, result in stored["runs"]}
+    def __init__(self, folder, settings):
+        self.folder, self.settings, self.lock = folder, settings, threading.Lock()
+        self.rates, self.found, self.machines = {}, {}, {}
+        for task in RATES:
+            file = folder / f"{task}.json"
+            stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+            if stored.get("settings") == settings:
+                if stored["rate"]:
+                    self.rates[task] = tuple(stored["rate"])
+                self.machines[task] = stored["machines"]
+                self.found |= {Run(**run): tuple(result) for run, result in stored["runs"]}
 
     def add(self, what, result):
         """`what`: a task, or a run."""
+        is_run = isinstance(what, Run)
+        task = what.task if is_run else what
         with self.lock:
-            (self.found if isinstance(what, Run) else self.rates)[what] = result
-            runs = [[dataclasses.asdict(run), result] for run, result in self.found.items()]
-            text = json.dumps({"settings": self.settings, "rates": self.rates, "runs": runs}, indent=1)
-            self.file.write_text(text + "\n", encoding="utf-8")
+            (self.found if is_run else self.rates)[what] = result
+            machines = self.machines.setdefault(task, [])
+            machines += [here] if (here := machine()) not in machines else []
+            stored = {
+                "settings": self.settings, "machines": machines, "rate": self.rates.get(task),
+                "runs": [[dataclasses.asdict(run), result] for run, result in self.found.items() if run.task == task],
+            }  # fmt: skip
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / f"{task}.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
 
     def values(self, table, seeds, *names):
         """The numbers of a cell, one for each seed, as they are shown."""
@@ -252,6 +265,8 @@ class Store:
 def tuned(tasks, which, seeds=(1000, 1001)):
     """The learning rate at which the dense run of a task is best, and what each gave."""
     sign = -1 if which in LOWER_IS_BETTER else 1
-    found = {rate: float(np.mean([tasks(Run(which, "dense", s), rate)[0] for s in seeds])) for rate in RATES[which]}
+    mean = lambda rate: float(np.mean([tasks(Run(which, "dense", s), rate)[0] for s in seeds]))
+    with ThreadPoolExecutor() as threads:
+        found = dict(zip(RATES[which], threads.map(mean, RATES[which]), strict=True))
     best = max(found, key=lambda rate: sign * found[rate])
     return best, ", ".join(f"{rate:g}: {SHOWN[which] * number:.3g}" for rate, number in found.items())

@@ -38,7 +38,8 @@ def machine() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    devices = f"{len(jax.devices())} {jax.devices()[0].platform} device"
+    device = jax.devices()[0]
+    devices = f"{len(jax.devices())} {device.platform if device.platform == 'cpu' else device.device_kind} device"
     return f"{name}, {os.cpu_count()} cores, {devices}, jax {jax.__version__}, {platform.platform()}"
 
 

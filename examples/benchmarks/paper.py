@@ -4,8 +4,9 @@ python examples/benchmarks/paper.py            # hours: all runs, tables and fig
 python examples/benchmarks/paper.py --quick    # minutes: a few steps of tiny networks, to see that it runs
 
 Settings are those of the JaxPruner paper where its scale allows. The learning rate of each task is the one that is best
-for the dense run on seeds that no other run has; nothing else is tuned. Runs are kept in OUT/runs.json as they end, and
-what is there already with the same settings is not run again.
+for the dense run on seeds that no other run has; nothing else is tuned. Runs are kept in OUT/runs/ as they end, and
+what is there already with the same settings is not run again. Tables are written when all are there; `--tasks` runs a
+part, several at the same time if wanted.
 """
 
 import os
@@ -35,6 +36,7 @@ def main(argv=None):
     parser.add_argument("--quick", action="store_true", help="a few steps of tiny networks, fewer cells, two seeds")
     parser.add_argument("--seeds", type=int, help="(5)")
     parser.add_argument("--mnist", type=Path, metavar="DIR", help="images of MNIST instead of scikit-learn's digits")
+    parser.add_argument("--tasks", nargs="+", choices=RATES, metavar="TASK", help=f"some of {', '.join(RATES)} (all)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="runs side by side (%(default)s)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="(docs/results; with --quick paper-quick)")
     args = parser.parse_args(argv)
@@ -48,7 +50,7 @@ def main(argv=None):
         budget = dataclasses.replace(budget, seeds=args.seeds)
     tasks = Tasks(budget, args.mnist)
     size = {name: value for name, value in dataclasses.asdict(budget).items() if name != "seeds"}
-    store = Store(out / "runs.json", {**size, "mnist": args.mnist is not None, "tuned": not args.quick})
+    store = Store(out / "runs", {**size, "mnist": args.mnist is not None, "tuned": not args.quick})
 
     began = time.perf_counter()
     with Progress() as progress, ThreadPoolExecutor(args.threads) as threads:
@@ -71,9 +73,15 @@ def main(argv=None):
 
         if args.quick:
             store.rates = {task: (rates[1], "not tuned") for task, rates in RATES.items()}
-        collect("learning rates", [task for task in RATES if task not in store.rates], lambda task: tuned(tasks, task))
-        collect("runs", [run for run in all_runs(budget.seeds, args.quick) if run not in store.found], go)
+        here = args.tasks or list(RATES)
+        untuned = [task for task in here if task not in store.rates]
+        collect("learning rates", untuned, lambda task: tuned(tasks, task))
+        wanted = all_runs(budget.seeds, args.quick)
+        collect("runs", [run for run in wanted if run.task in here and run not in store.found], go)
 
+    if missing := len(set(wanted) - set(store.found)):
+        print(f"{missing} runs of other tasks are not in {store.folder}: no tables yet.")
+        return
     text = page(store, tasks, budget.seeds, args)
     (out / "paper.md").write_text(text, encoding="utf-8")
     draw_structures(store, budget.seeds, args.quick, out / "structures.svg")

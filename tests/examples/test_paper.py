@@ -25,7 +25,7 @@ def paper(monkeypatch):
 def store(paper, tmp_path):
     """The dense run has 0.9, straight-through 0.8, others 0.5, each and a little more by seed; as losses these order the
     other way round."""
-    store = paper.Store(tmp_path / "runs.json", {"steps": 1})
+    store = paper.Store(tmp_path / "runs", {"steps": 1})
     for run in paper.all_runs(3, quick=False):
         number = {"dense": 0.9, "MagnitudeSTE": 0.8}.get(run.algorithm, 0.5)
         noise = 0.001 * (len(run.algorithm) * (run.seed + 1) ** 2 % 5)
@@ -44,6 +44,7 @@ def test_each_run_once(paper):
 
 
 def test_tables(paper, store):
+    store.machines["ViT"] = ["a machine"]
     budget = dataclasses.replace(paper.Budget(), seeds=3)
     tasks = SimpleNamespace(
         budget=budget, digits=((np.zeros(4), np.zeros(4)), None), text=SimpleNamespace(tokens=np.zeros(7)),
@@ -58,6 +59,7 @@ def test_tables(paper, store):
     assert lines["table 1, ViT: `MagnitudeSTE` > `RandomPruning`"].endswith("yes |")
     assert lines["table 1, T5: `MagnitudeSTE` > `RandomPruning`"].endswith("other way |")
     assert "+30" in lines["table 1, ViT: `MagnitudeSTE` > `RandomPruning`"]
+    assert "Machines: ViT on a machine" in text
     assert lines["8x8"].endswith("| 43.94 |") and "| 80.0 |" in lines["8x8"]
     assert lines["embedding, 99%"].endswith("| 2.66 |")
     assert "| 2.72 |" in lines["T5"] and "| 2.71 |" in lines["T5"]
@@ -67,11 +69,14 @@ def test_runs_are_kept(paper, store):
     run = paper.Run("T5", "dense", 0)
     store.add(run, (1.5, 0.25, 3.0))
     store.add("T5", (0.01, "0.01: 5"))
-    again = paper.Store(store.file, {"steps": 1})
-    assert (
-        again.rates == {"T5": (0.01, "0.01: 5")} and again.found == store.found and again.found[run] == (1.5, 0.25, 3.0)
-    )
-    assert paper.Store(store.file, {"steps": 2}).found == {}
+    again = paper.Store(store.folder, {"steps": 1})
+    assert again.rates == {"T5": (0.01, "0.01: 5")} and again.found[run] == (1.5, 0.25, 3.0)
+    assert again.found == {run: result for run, result in store.found.items() if run.task == "T5"}
+    again.add(other := paper.Run("ViT", "dense", 0), (0.5, 0.0, 1.0))
+    both = paper.Store(store.folder, {"steps": 1})
+    assert both.found == again.found and other in both.found
+    assert [len(both.machines[task]) for task in ("T5", "ViT")] == [1, 1]
+    assert paper.Store(store.folder, {"steps": 2}).found == {}
 
 
 def test_p_value(paper):
