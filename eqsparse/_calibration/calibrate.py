@@ -69,6 +69,8 @@ def calibrate(
     weight, or what does is infinite or NaN.
     """
     names = _names(statistics)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(model)):
+        raise ValueError("`calibrate(model=...)` must not be traced: call it outside of `jit`, `grad` and `vmap`.")
     forms = forms_in(model)
     sites = {path: site for path, site in read(model).items() if path in forms}
     if not sites:
@@ -130,6 +132,8 @@ def _of_batch(model: PyTree, batch: PyTree, index: int, forward: Forward, zeros:
         sums = _sums(model, batch, forward, zeros)
         return with_true_maxima(sums, lambda values: _sums(model, batch, forward, values))
     except Exception as error:
+        if forward is mapped:
+            error.add_note("By default `forward` is `jax.vmap(model)(batch)`: give it if a batch is used otherwise.")
         shapes = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}" if eqx.is_array(x) else x, batch)
         error.add_note(f"It was raised by `forward` on batch {index} of `calibrate(batches=...)`: {shapes}.")
         raise
@@ -161,13 +165,19 @@ def _check(sums: Table) -> None:
     unknown = [p for p, found in sums.items() if not all(bool(jnp.all(jnp.isfinite(x))) for x in found.values())]
     if unknown:
         raise ValueError(
-            f"`calibrate(batches=...)` must give finite inputs to all layers. Got NaN or infinity at {unknown}."
+            f"`calibrate(batches=...)` must give finite inputs to all layers, whose squares float32 can hold. Got "
+            f"NaN or infinity at {unknown}."
         )
     unreached = [
         path if not np.any(count > 0) else f"{path} (slice {_first(count <= 0)} of its stack)"
         for path, count in counts.items()
         if not np.all(count > 0)
     ]
+    if len(unreached) == len(counts):
+        raise ValueError(
+            "`calibrate(batches=..., forward=...)` must reach the weights. Got no row at any: batches without rows, "
+            "weights of rows that are 0 or less, or a `forward` that returns nothing differentiable."
+        )
     if unreached:
         raise ValueError(
             "`calibrate(batches=..., forward=...)` must reach all weights that are calibrated, by a way that is "

@@ -72,12 +72,11 @@ def squares_of(inputs: SiteStatistics) -> Float32[Array, "*stack groups features
     have no order otherwise. So do inputs all of which were always 0."""
     squares = inputs.squares()
     if squares is None:
-        raise ValueError(
-            f'`statistics` must hold "second_moment" or "gram" at `{inputs.path}`. Got {list(inputs.sums)}.'
-        )
+        raise ValueError(f'`statistics` must hold "second_moment" or "gram" at `{inputs.path}`. Got {inputs.names()}.')
     if inputs.form.is_table:
         return jnp.maximum(squares, 1)
-    return jnp.where(jnp.max(squares, axis=-1, keepdims=True, initial=0) > 0, squares, 1)
+    of_group, of_all = (jnp.max(squares, axis=axes, keepdims=True, initial=0) for axes in (-1, (-2, -1)))
+    return jnp.where(of_group > 0, squares, jnp.where(of_all > 0, 1e-30 * of_all, 1))
 
 
 @final

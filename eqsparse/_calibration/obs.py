@@ -32,8 +32,8 @@ class Level(NamedTuple):
 class Factor(NamedTuple):
     """What is known of the inputs.
 
-    - `lower`: T, of the Gram matrix divided by the mean of its diagonal.
-    - `dead`: inputs that were always 0.
+    - `lower`: T, of the Gram matrices divided by the largest mean of a diagonal.
+    - `dead`: inputs that were always 0; none if all were.
     """
 
     lower: Float32[Array, "groups features features"]
@@ -46,31 +46,33 @@ def factor(gram: Float32[Array, "groups features features"], damping: Float32[Ar
     Where that is too little for float32 (inputs that are nearly copies of each other, in thousands), it is tried again
     with ten times as much.
     """
-    return jax.vmap(lambda one: _factor(one, damping))(gram)
+    hessian, dead, scale = jax.vmap(normalised)(gram)
+    lower = jax.vmap(lambda one: _inverse_factor(one, damping))(hessian)
+    # Of groups whose inputs are small, weights cost less: each was divided by its own scale, for the damping.
+    alive = scale > 0
+    relative = jnp.where(alive, jnp.sqrt(scale / jnp.where(jnp.any(alive), jnp.max(scale), 1)), 1)
+    return Factor(lower / relative[:, None, None], dead & jnp.any(alive))
 
 
-def _factor(gram: Float32[Array, "features features"], damping: Float32[Array, ""]) -> Factor:
-    hessian, dead, _ = normalised(gram)
-    eye = jnp.eye(len(gram), dtype=gram.dtype)
+def _inverse_factor(
+    hessian: Float32[Array, "features features"], damping: Float32[Array, ""]
+) -> Float32[Array, "features features"]:
+    eye = jnp.eye(len(hessian), dtype=hessian.dtype)
 
-    def inverse_factor(damping: Float32[Array, ""]) -> Float32[Array, "features features"]:
+    def attempt(damping: Float32[Array, ""]) -> Float32[Array, "features features"]:
         # Backwards, so that one factor gives T: H = R Rᵀ with R upper triangular, and T = R⁻ᵀ.
         upper = jnp.linalg.cholesky((hessian + damping * eye)[::-1, ::-1])
         return jax.scipy.linalg.solve_triangular(upper, eye, lower=True)[::-1, ::-1].T
 
-    return Factor(with_enough_damping(inverse_factor, damping, jnp.full_like(gram, jnp.nan)), dead)
+    return with_enough_damping(attempt, damping, jnp.full_like(hessian, jnp.nan))
 
 
 def normalised(gram: Float32[Array, "features features"]) -> tuple[Array, Bool[Array, " features"], Float32[Array, ""]]:
-    """The Gram matrix over the mean of its diagonal; the inputs that were always 0, which have 1 there; that mean.
-
-    If all of them were, none counts as such: their weights then go by magnitude.
-    """
+    """The Gram matrix over the mean of its diagonal; the inputs that were always 0, which have 1 there; that mean."""
     squares = jnp.diagonal(gram)
     mean = jnp.mean(squares)
-    scale = jnp.where(mean > 0, mean, 1)
     dead = squares <= 0
-    return gram / scale + jnp.diag(dead.astype(gram.dtype)), dead & (mean > 0), scale
+    return gram / jnp.where(mean > 0, mean, 1) + jnp.diag(dead.astype(gram.dtype)), dead, mean
 
 
 def with_enough_damping(

@@ -111,7 +111,6 @@ class OWL(AbstractDistribution):
     def _outliers(self, site: Site, statistics: Statistics) -> Float32[Array, ""]:
         """Their share in all weights of the site."""
         inputs = statistics_at(statistics, site.path, site.weight)
-        weight = site.weight if site.mask is None else jnp.where(site.mask.dense(), site.weight, 0)
-        scores = InputMagnitude().score(weight, statistics=inputs)
+        scores = InputMagnitude().score(site.effective, statistics=inputs)
         axes = tuple(range(len(site.stack), scores.ndim))
         return jnp.mean((scores > self.multiple * jnp.mean(scores, axis=axes, keepdims=True)).astype(jnp.float32))

@@ -89,7 +89,7 @@ class AbstractPostTraining(AbstractPruner):
         """Masks of the weights at some paths, those of whole budgets, by what the criterion says each is worth."""
         planner = lambda distribution: self.plan_for(read(model))(distribution).only(paths)
         made = planner(self.distribution)
-        weights = {path: site.weight for path, site in made.sites.items()}
+        weights = {path: site.effective for path, site in made.sites.items()}
         scored = lambda role: self.criterion.scores(weights, statistics=statistics)
         old = {path: dense_mask(site) for path, site in made.sites.items()}
         return Monotone().update(old, Moment(made, planner, scored, lambda role: True))[0]

@@ -62,7 +62,7 @@ def reconstruct(model: _Model, dense_model: object, statistics: Statistics, *, d
             )
         if not found.form.is_table:
             # Without the path, so that it is compiled once for all weights of a shape.
-            weights[path] = _fitted(weight, dense[path].weight, mask.dense(), found.form, gram_of(found), damping)
+            weights[path] = _fitted(weight, dense[path].effective, mask.dense(), found.form, gram_of(found), damping)
     return write(model, weights)
 
 

@@ -36,8 +36,9 @@ class SparseGPT(AbstractPostTraining):
     `Unstructured("row")`, in each run with `NM`). Statistics must hold `"gram"`. Tokens of an embedding can't make up
     for each other: none of its weights changes but to zero.
 
-    Inputs that were always 0 go first. With fewer rows than inputs the Gram matrix is singular: the damping sees to it
-    that there is one answer. Weights that are NaN count as 0. In float32 whatever the weights' dtype.
+    Inputs that were always 0 go first (with `NM` within each run). With fewer rows than inputs the Gram matrix is
+    singular: the damping sees to it that there is one answer. Weights that are NaN count as 0. In float32 whatever the
+    weights' dtype.
 
     ??? cite
 
@@ -148,7 +149,8 @@ def _of_slice(
     # What an input that is always 0 is multiplied by costs nothing; it stays as it is if nothing else is left to go.
     seen = ~jnp.pad(of_inputs.dead, [(0, 0), (0, missing)])[..., None]
     may = gone_through(mask)
-    left, _, stay = eliminate(jnp.where(seen, gone_through(matrix), 0), lower, may, steps.levels(may))
+    levels = steps.levels(may, jnp.broadcast_to(seen, may.shape))
+    left, _, stay = eliminate(jnp.where(seen, gone_through(matrix), 0), lower, may, levels)
     back = lambda x: jnp.swapaxes(x[:, :features], 1, 2)[..., np.argsort(order)]
     left, stay = back(left), back(stay)
     dead = of_inputs.dead[:, None, np.argsort(order)]
@@ -158,7 +160,7 @@ def _of_slice(
 def gram_of(inputs: SiteStatistics) -> Float32[Array, "*stack groups features features"]:
     """Σ x xᵀ."""
     if GRAM not in inputs.sums:
-        raise ValueError(f'`statistics` must hold "gram" at `{inputs.path}`. Got {list(inputs.sums)}.')
+        raise ValueError(f'`statistics` must hold "gram" at `{inputs.path}`. Got {inputs.names()}.')
     return inputs.sums[GRAM]
 
 

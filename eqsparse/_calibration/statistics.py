@@ -58,6 +58,10 @@ class SiteStatistics(eqx.Module):
         """max |x| of each input."""
         return self._of_inputs(self.sums[ABSOLUTE_MAXIMUM]) if ABSOLUTE_MAXIMUM in self.sums else None
 
+    def names(self) -> list[str]:
+        """What was asked for."""
+        return [name for name in self.sums if name in ASKED_FOR]
+
     def squares(self) -> Float32[Array, "*stack groups features"] | None:
         """Σ x², as the weight's matrix has its inputs."""
         if SECOND_MOMENT in self.sums:

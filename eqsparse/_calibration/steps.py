@@ -21,12 +21,15 @@ class Steps(NamedTuple):
 
     - `order`: of its features.
     - `size`: features of the longest runs.
-    - `levels`: which weights may stay, (groups, features, outputs) → runs of features, and what is chosen in each.
+    - `levels`: which weights may stay, and which of them matter, (groups, features, outputs) each → runs of features,
+        and what is chosen in each.
     """
 
     order: np.ndarray
     size: int
-    levels: Callable[[Bool[Array, "groups features outputs"]], tuple[Level, ...]]
+    levels: Callable[
+        [Bool[Array, "groups features outputs"], Bool[Array, "groups features outputs"]], tuple[Level, ...]
+    ]
 
     def padding(self, features: int) -> int:
         """Features that are missing to a whole number of the longest runs."""
@@ -46,7 +49,7 @@ def steps_for(
 
 def steps_of_known_masks(form: Form, block: int) -> Steps:
     """For masks that are there already."""
-    return Steps(np.arange(form.features), block, lambda may: _levels(block, None))
+    return Steps(np.arange(form.features), block, lambda may, matter: _levels(block, None))
 
 
 def _levels(block: int, choose: Any) -> tuple[Level, ...]:
@@ -59,7 +62,8 @@ def _by_share(
 ) -> Steps:
     """Each block of features keeps its share, so that counts are exact in the end: of the site, or of each row.
 
-    Where fewer weights of a block may stay than its share, others keep more.
+    Where fewer weights of a block may stay than its share, or matter, others keep more; what matters not, only where
+    all that matters is kept.
     """
     rows = form.groups * outputs
     ends = np.minimum(np.arange(-(-form.features // block) + 1) * block, form.features)
@@ -69,12 +73,16 @@ def _by_share(
     shared = lambda total: total // rows + (row < total % rows).astype(jnp.uint32)  # the first have the remainder
     by_row = jax.vmap(shared)(kept).reshape(-1, form.groups, outputs)
 
-    def levels(may: Bool[Array, "groups features outputs"]) -> tuple[Level, ...]:
-        blocks = jnp.moveaxis(may.reshape(form.groups, -1, block, outputs), 1, 0)
-        if structure.per == "row":
-            found = _fitting(by_row, jnp.sum(blocks, axis=2, dtype=jnp.uint32))
-        else:
-            found = _fitting(kept, jnp.sum(blocks, axis=(1, 2, 3), dtype=jnp.uint32))
+    upto, axes = (by_row, 2) if structure.per == "row" else (kept, (1, 2, 3))
+
+    def levels(
+        may: Bool[Array, "groups features outputs"], matter: Bool[Array, "groups features outputs"]
+    ) -> tuple[Level, ...]:
+        in_blocks = lambda x: jnp.moveaxis(x.reshape(form.groups, -1, block, outputs), 1, 0)
+        number = lambda x: jnp.sum(in_blocks(x), axis=axes, dtype=jnp.uint32)
+        found = _fitting(upto, number(may & matter))
+        rest = upto[-1] - jnp.sum(found, axis=0, dtype=jnp.uint32)
+        found = found + _fitting(jnp.minimum(upto, rest[None]), number(may & ~matter))
 
         def choose(first: Array, now: Array, diagonal: Array, may: Array) -> Bool[Array, "groups size outputs"]:
             k, scores = found[first // block], _costs(now, diagonal, may)
@@ -118,7 +126,7 @@ def _by_runs(
     keep = count_up(structure.m, density).clip(np.uint32(structure.n), np.uint32(structure.m))
     choose = lambda first, now, diagonal, may: select_in_runs(_costs(now, diagonal, may), structure.m, 1, keep, None)
     outer = structure.m * max(1, block // structure.m)
-    return Steps(order, outer, lambda may: (Level(outer), Level(structure.m, choose), Level(1)))
+    return Steps(order, outer, lambda may, matter: (Level(outer), Level(structure.m, choose), Level(1)))
 
 
 def _costs(now: Array, diagonal: Array, may: Array) -> Float32[Array, "groups size outputs"]:

@@ -16,9 +16,9 @@ class Fisher(AbstractCriterion):
     gradient ν (the diagonal of the empirical Fisher matrix).
 
     ν is the second moment that the optimiser keeps (a field `nu`, as Adam's, its bias left in: it scales all alike),
-    or else a running mean of the squared gradients. Two optimisers keep something else under that name: Adamax the
-    largest gradient of late, so that the worth is `w² max|g|`, and AdaBelief the variance of the gradient about its
-    mean.
+    or else a running mean of the squared gradients. Some optimisers keep something else under that name: Adamax the
+    largest gradient of late, so that the worth is `w² max|g|`, AdaBelief and ACProp the variance of the gradient about
+    its mean, Sophia a running mean of the Hessian's diagonal.
 
     ??? cite
 

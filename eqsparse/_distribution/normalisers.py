@@ -23,7 +23,8 @@ def by_norm(scores: Float[Array, "..."], core_rank: int) -> Float[Array, "..."]:
 
 
 def by_what_is_larger(scores: Float[Array, "..."], core_rank: int) -> Float[Array, "..."]:
-    """`s² / Σ t²` over the layer's scores t from s upwards: LAMP, equation (3). The largest of a layer gets 1.
+    """`s² / Σ t²` over the layer's scores t from s upwards: LAMP, equation (3). The largest of a layer gets 1. Below
+    zero, where some criteria have weights that are better away, `-s² / Σ t²` over all t.
 
     Of equal scores the lower index counts as the larger. This sorts each layer, unlike selection itself: a
     sharded array is gathered for it.
@@ -37,10 +38,13 @@ def by_what_is_larger(scores: Float[Array, "..."], core_rank: int) -> Float[Arra
 
 def _lamp(scores: Float[Array, " n"]) -> Float[Array, " n"]:
     finite = jnp.isfinite(scores)
-    # Falling, what can't be compared last; over the largest, so that squares neither overflow nor vanish.
-    order = jnp.argsort(jnp.where(finite, -jnp.abs(scores), jnp.inf), stable=True)
+    positive = finite & (scores >= 0)
+    # Falling, all others last; over the largest, so that squares neither overflow nor vanish.
+    order = jnp.argsort(jnp.where(positive, -scores, jnp.inf), stable=True)
     largest = jnp.max(jnp.where(finite, jnp.abs(scores), 0), initial=0)
-    squares = jnp.where(finite, (scores / jnp.where(largest > 0, largest, 1)) ** 2, 0)[order]
-    larger = jnp.cumsum(squares)
-    ratios = squares / jnp.where(larger > 0, larger, 1)
-    return jnp.where(finite, jnp.zeros_like(scores).at[order].set(ratios), scores)
+    squares = jnp.where(finite, (scores / jnp.where(largest > 0, largest, 1)) ** 2, 0)
+    rising = jnp.where(positive, squares, 0)[order]
+    larger = jnp.cumsum(rising)
+    ratios = jnp.zeros_like(scores).at[order].set(rising / jnp.where(larger > 0, larger, 1))
+    below = -squares / jnp.maximum(jnp.sum(squares), 1)  # the largest is 1, unless all are 0
+    return jnp.where(finite, jnp.where(positive, ratios, below), scores)

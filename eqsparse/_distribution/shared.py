@@ -54,7 +54,8 @@ class Global(AbstractDistribution):
 class LAMP(AbstractDistribution):
     """All weights compete by their score over that of the layer's larger ones: `s² / Σ_{t ≥ s} t²`.
 
-    Each layer's largest scores 1, so that none is emptied. Meant for magnitudes; works with any criterion.
+    Each layer's largest scores 1, so that none is emptied. Meant for magnitudes; works with any criterion: scores
+    below zero come after all others, by `-s² / Σ t²` over all of the layer's.
 
     ??? cite
 

@@ -59,11 +59,20 @@ def as_optax(pruner: "AbstractPruner") -> optax.GradientTransformationExtraArgs:
 def _update(
     pruner: "AbstractPruner", params: PyTree, grads: PyTree, state: OptaxState, extra: dict[str, Any]
 ) -> tuple[PyTree, OptaxState]:
-    turn = pruner.turn(params, state.masks, state.pruner, grads, extra)
+    begun = pruner.turn(params, state.masks, state.pruner, grads, extra)
     first = state.pruner.step == 0  # when parameters are not on their masks yet
-    landed = update_if(first, lambda _: turn.landed(params).parameters, params)
-    turn, advanced = pruner.advance(dataclasses.replace(turn, parameters=landed), state.pruner)
-    return turn.landed_updates(params), OptaxState(turn.masks, advanced)
+    landed = update_if(first, lambda _: begun.landed(params).parameters, params)
+    turn, advanced = pruner.advance(dataclasses.replace(begun, parameters=landed), state.pruner)
+
+    def from_masks(_: PyTree) -> PyTree:
+        """What grows at the first step does so from zero, not from where it stands."""
+        on_masks = begun.landed(params).parameters
+        updates = turn.landed_updates(on_masks)
+        added, weights, starts = (weights_of(tree) for tree in (updates, params, on_masks))
+        from_there = lambda path: added[path] + (starts[path] - weights[path]).astype(added[path].dtype)
+        return write(updates, {path: from_there(path) for path in turn.masks})
+
+    return update_if(first, from_masks, turn.landed_updates(params)), OptaxState(turn.masks, advanced)
 
 
 def forward_params(params: PyTree, state: PyTree) -> PyTree:
@@ -81,4 +90,10 @@ def forward_params(params: PyTree, state: PyTree) -> PyTree:
         raise ValueError(
             f"`forward_params(params=...)` must be the parameters that the state is of. Got none at {missing[:5]}."
         )
+    for path, mask in found[0].masks.items():
+        if weights[path].shape != mask.shape:
+            raise ValueError(
+                f"`forward_params(params=...)` must be the parameters that the state is of: {mask.shape} at `{path}`. "
+                f"Got {weights[path].shape}."
+            )
     return write(params, {path: masked(weights[path], mask) for path, mask in found[0].masks.items()})

@@ -91,9 +91,7 @@ class _Reader:
 
 def to_config(pruner: AbstractPruner) -> dict[str, Any]:
     """See `AbstractPruner.to_config`."""
-    arguments = {name: getattr(pruner, name) for name in _arguments(type(pruner)) if name != "optim"}
-    shown = {name: _plain(value, name) for name, value in arguments.items() if value is not None}
-    return {_ALGORITHM: type(pruner).__name__, **shown}
+    return {_ALGORITHM: type(pruner).__name__, **_plain_arguments(pruner, but=("optim",))}
 
 
 def check_config(pruner: AbstractPruner, config: Any) -> None:
@@ -119,11 +117,18 @@ def _first_difference(there: Any, here: Any, path: str) -> tuple[str | None, Any
     return (None if there == here else path), there, here
 
 
+def _plain_arguments(made: Any, but: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What something was made with as plain data, without what is `None` by default."""
+    parameters = {name: p for name, p in _arguments(type(made)).items() if name not in but}
+    values = {name: getattr(made, name) for name in parameters}
+    says = lambda name: values[name] is not None or parameters[name].default not in (None, inspect.Parameter.empty)
+    return {name: _plain(value, name) for name, value in values.items() if says(name)}
+
+
 def _plain(value: Any, argument: str) -> Any:
     """Plain data for an argument."""
     if isinstance(value, _Parts):
-        inner = {name: getattr(value, name) for name in _arguments(type(value))}
-        return {_PART: type(value).__name__, **{n: _plain(v, n) for n, v in inner.items() if v is not None}}
+        return {_PART: type(value).__name__, **_plain_arguments(value)}
     if isinstance(value, PatternMap):
         pairs = zip(value.patterns, value.values, strict=True)
         return {_plain(pattern, argument): _plain(inner, argument) for pattern, inner in pairs}
@@ -162,6 +167,8 @@ def _key(value: Any) -> Any:
 def _optim(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
+    if _PART not in value:
+        raise ValueError(f"`from_config(optim=...)` must have a `name`, that of an Optax optimiser. Got {dict(value)}.")
     makers = {n: f for n, f in vars(optax).items() if callable(f) and not n.startswith("_")}
     arguments = {k: v for k, v in value.items() if k != _PART}
     maker = _named(value.get(_PART), makers, "optim: name")

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, final
 import optax
 from jaxtyping import Array, ArrayLike, Int32
 
-from .._check import known
+from .._check import instance, known, whole
 from .._criterion import AbstractCriterion, Magnitude
 from .._schedule import Rounds
 from ._transition import AbstractTransition, Select
@@ -35,10 +35,12 @@ class ACDC(AbstractPruner):
         """**Arguments:**
 
         - `reset`: Whether the optimiser's state of all parameters is made anew where a phase begins (momentum, as in
-            the paper's code; counters go on), or that of weights that grow only.
+            the paper's code; counters go on), or that of weights that grow only. Gradients that `optax.MultiSteps`
+            has gathered go too: begin phases where it steps.
 
         The others are those of every pruner.
         """
+        instance(reset, bool, "ACDC(reset=...)", "a bool")
         self.upkeep = FreshAtUpdates() if reset else FreshWhereGrown()
         super().__init__(optim, **common)
 
@@ -55,7 +57,8 @@ class LotteryTicket(AbstractPruner):
     The target is reached after `rounds` rounds, that is at step `rounds * steps`; then train the ticket. A step that
     rewinds does nothing else. The optimiser's state is made anew then, its counters go on (so a learning rate
     schedule should repeat with the rounds). Takes no `schedule`. The first paper prunes small networks layer by layer,
-    as a float does here, and deep ones globally (`distribution=Global(..., normalise=False)`).
+    as a float does here, and deep ones globally (`distribution=Global(..., normalise=False)`). By `as_optax`, which can
+    only add, parameters go back up to rounding, and one that has become NaN stays so.
 
     ??? cite
 
@@ -89,6 +92,8 @@ class LotteryTicket(AbstractPruner):
         if "schedule" in common:
             raise ValueError("`LotteryTicket(schedule=...)` must not be given: `rounds` and `steps` say when.")
         self.order = Rewinding(rewind)
+        whole(rounds, "LotteryTicket(rounds=...)", 1)
+        whole(steps, "LotteryTicket(steps=...)", 1)
         self.schedule = Rounds(rounds, steps)
         if known(self.rewind) and known(self.steps) and self.rewind >= self.steps:
             raise ValueError(

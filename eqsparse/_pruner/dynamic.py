@@ -6,7 +6,7 @@ from typing import Any, ClassVar, final
 import optax
 from jaxtyping import Array, ArrayLike, Float32
 
-from .._check import instance
+from .._check import instance, unit
 from .._criterion import AbstractCriterion, GradientMagnitude, GradientMomentum, Magnitude, Random
 from ._transition import AbstractTransition, DropGrow, Fixed
 from .base import AbstractPruner
@@ -185,7 +185,7 @@ class SNFS(AbstractPruner):
 
         The others are those of every pruner.
         """
-        self.transition = DropGrow(GradientMomentum(momentum), drop_fraction)
+        self.transition = DropGrow(GradientMomentum(unit(momentum, "SNFS(momentum=...)")), drop_fraction)
         super().__init__(optim, **common)
 
     @property

@@ -20,6 +20,7 @@ _Tree = TypeVar("_Tree")
 
 def check_shards(made: Plan, sites: Sites, masks: Mapping[str, Mask]) -> None:
     """Raises `ValueError` if what a mask keeps together is cut by the shards of its weight, where these are known."""
+    _check_devices(sites)
     for path, mask in masks.items():
         structure = made.structures.get(path)
         runs = {} if structure is None else structure.runs(geometry_of(sites[path]))
@@ -28,6 +29,20 @@ def check_shards(made: Plan, sites: Sites, masks: Mapping[str, Mask]) -> None:
             runs = runs | {axis: math.lcm(run, runs.get(axis, 1)) for axis, run in BYTE.items()}
             rules.append("packed=True")
         check_whole(" with ".join(rules), path, sites[path].weight, runs)
+
+
+def _check_devices(sites: Sites) -> None:
+    """A computation needs its arrays on the same devices."""
+    known = {
+        p: s.weight for p, s in sites.items() if isinstance(s.weight, jax.Array) and not isinstance(s.weight, Tracer)
+    }
+    on = {path: len(weight.sharding.device_set) for path, weight in known.items()}
+    if len(set(on.values())) > 1:
+        few, many = min(on, key=on.__getitem__), max(on, key=on.__getitem__)
+        raise ValueError(
+            f"`model` must have all its weights on the same devices (`eqx.filter_shard`). Got `{few}` on {on[few]} and "
+            f"`{many}` on {on[many]}."
+        )
 
 
 def on_mesh_of(sites: Sites, state: _Tree) -> _Tree:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, final
 import optax
 from jaxtyping import ArrayLike
 
-from .._check import instance
+from .._check import instance, not_negative
 from .._criterion import AbstractCriterion, Magnitude, Random
 from ._transition import AbstractTransition, SelectEachStep
 from .base import AbstractPruner
@@ -116,7 +116,7 @@ class SRSTE(AbstractPruner):
 
         The others are those of every pruner.
         """
-        self.view = StraightThroughView(decay)
+        self.view = StraightThroughView(not_negative(decay, "SRSTE(decay=...)"))
         super().__init__(optim, **common)
 
     @property

@@ -6,7 +6,7 @@ import equinox as eqx
 import optax
 from jaxtyping import ArrayLike
 
-from .._check import known, unit
+from .._check import known, not_negative, unit
 from .._criterion import AbstractCriterion, Magnitude
 from .._distribution import AbstractDistribution, Uniform
 from ._transition import Nested
@@ -55,7 +55,7 @@ class TopKAST(AbstractPruner):
         backward = _alike(backward_sparsity, distribution)
         _check_superset(backward, distribution)
         self.transition = Nested(backward)
-        self.view = SupersetView(decay)
+        self.view = SupersetView(None if decay is None else not_negative(decay, "TopKAST(decay=...)"))
         super().__init__(optim, distribution=distribution, **common)
 
     @property

@@ -4,7 +4,6 @@ import dataclasses
 import zlib
 from typing import Any, TYPE_CHECKING
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
@@ -89,7 +88,9 @@ class Turn:
         updates, stepped, state = optimise(
             optim, write(setting.grads, pulled), self.settled().optim, self.parameters, setting.extra
         )
-        return dataclasses.replace(self, optim=state, updates=_as_wide(updates, self.parameters)).landed(stepped)
+        turn = dataclasses.replace(self, optim=state, updates=_as_wide(updates, self.parameters))
+        # On these masks: what some optimisers write behind them is not what weights that grow later start from.
+        return dataclasses.replace(turn, updates=turn.landed_updates(self.parameters)).landed(stepped)
 
     def settled(self) -> "Turn":
         """With an optimiser's state that knows of the masks."""
@@ -112,15 +113,14 @@ class Turn:
             turn = dataclasses.replace(self, parameters=parameters, optim=optim).optimise()
             return turn.parameters, turn.optim, turn.updates
 
-        traced = eqx.filter_closure_convert(step, self.parameters, self.optim)  # once
-        after = eqx.filter_eval_shape(traced, self.parameters, self.optim)
+        traced, seen = jax.closure_convert(step, self.parameters, self.optim)  # once
+        after = jax.eval_shape(traced, self.parameters, self.optim, *seen)
         updates = jax.tree.map(jnp.zeros_like, after[2]) if self.updates is None else self.updates
         # Some optimisers change a dtype at their first step.
         cast = lambda x, to: x if x.dtype == to.dtype else x.astype(to.dtype)
         here = jax.tree.map(cast, (self.parameters, self.optim, updates), after)
         taken = not held if isinstance(held, bool) else ~held
-        stepped = jax.tree_util.Partial(lambda traced, here: traced(*here[:2]), traced)
-        parameters, optim, updates = step_if(taken, stepped, here)
+        parameters, optim, updates = step_if(taken, lambda here: traced(*here[:2], *seen), here)
         return dataclasses.replace(self, parameters=parameters, optim=optim, updates=updates)
 
     def landed(self, stepped: PyTree) -> "Turn":

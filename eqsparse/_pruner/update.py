@@ -111,12 +111,7 @@ class _Update:
         return chosen._replace(weights=weights, state=self._renewed(held, chosen))
 
     def _renewed(self, held: Held, chosen: Held) -> dict[int, Array]:
-        pruner, owners = self.pruner, self.setting.owners
-
-        @functools.cache
-        def fresh() -> OptimiserState:
-            assert pruner.optim is not None
-            return OptimiserState(start(pruner.optim, self.turn.parameters), owners)
+        fresh = functools.cache(self._fresh)
 
         def alive(place: int, leaf: Array, now: Held) -> Bool[Array, "..."] | None:
             site = self.state.site(place)
@@ -127,9 +122,14 @@ class _Update:
 
         def renewed(place: int, leaf: Array) -> Array:
             before, now = alive(place, leaf, held), alive(place, leaf, chosen)
-            return pruner.upkeep.renewed(leaf, lambda: fresh().at(place), before, now)
+            return self.pruner.upkeep.renewed(leaf, lambda: fresh().at(place), before, now)
 
         return {place: renewed(place, leaf) for place, leaf in held.state.items()}
+
+    def _fresh(self) -> OptimiserState:
+        """The optimiser's state as it begins."""
+        assert self.pruner.optim is not None
+        return OptimiserState(start(self.pruner.optim, self.turn.parameters), self.setting.owners)
 
     def _place(self, path: str, held: Held) -> Place:
         masks, trained = self.turn.masks | held.masks, self.turn.trained | held.trained
@@ -153,12 +153,13 @@ class _Update:
         return criterion.scores(weights, grads=self.grads, key=key, memory=memory)
 
     def _in_optimiser(self, criterion: Any, weights: dict[str, Array], held: Held) -> dict[str, Array]:
-        """The memory that the optimiser keeps for a criterion; while it is all zero, that of this gradient.
+        """The memory that the optimiser keeps for a criterion; while it is as it began, that of this gradient.
 
         So it is before the optimiser's first step, which wrappers (`MultiSteps`, `apply_if_finite`) may put off.
         """
         kept = OptimiserState(self.state.tree(held.state), self.setting.owners).by_site(criterion.optimiser_field)
         grads = weights_of(self.setting.grads)
         first = lambda path: criterion.remember(None, weights[path], grads[path])
-        begun = {p: jnp.any(kept[p] != 0) for p in weights}
+        fresh = self._fresh().by_site(criterion.optimiser_field)
+        begun = {p: jnp.any((kept[p] != fresh[p]) & (kept[p] != 0)) for p in weights}
         return {p: jnp.where(begun[p], kept[p].astype(first(p).dtype), first(p)) for p in weights}

@@ -8,9 +8,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from .._check import integer, unit
+from .._calibration import Statistics
+from .._check import instance, integer, unit
 from .._criterion import Magnitude
 from .._distribution import AbstractDistribution, PerPath, Uniform
 from .._model import is_sparsified, sparsify
@@ -75,13 +76,14 @@ class Sensitivity:
 
         **Raises:** `ValueError` if it is beyond that.
         """
-        wanted = float(unit(sparsity, "Sensitivity.distribution(sparsity=...)")) * sum(self.sizes)
-        largest = max(self.sparsities)
-        if wanted > largest * sum(self.sizes) * (1 + 1e-6):
+        largest, total = max(self.sparsities), sum(self.sizes)
+        wanted = float(unit(sparsity, "Sensitivity.distribution(sparsity=...)")) * total
+        if wanted > largest * total * (1 + 1e-6):
             raise ValueError(
                 f"`Sensitivity.distribution(sparsity=...)` must be at most the largest that was tried, {largest:g}. "
                 f"Got {sparsity}."
             )
+        wanted = min(wanted, largest * total)
         now, levels = dict.fromkeys(self.paths, 0.0), self._levels()
         sizes = dict(zip(self.paths, self.sizes, strict=True))
         removed = 0.0
@@ -114,6 +116,7 @@ def sensitivity(
     *,
     where: Where = None,
     prune: Callable[[AbstractDistribution], AbstractPruner] | None = None,
+    statistics: Statistics | None = None,
     batch_size: int = 1,
 ) -> Sensitivity:
     """The loss when each weight alone is pruned to each of some sparsities.
@@ -130,11 +133,13 @@ def sensitivity(
     - `sparsities`: In `[0, 1]`, one or several.
     - `where`: Which weights, as in `eqsparse.sparsify`. All by default.
     - `prune`: A distribution → the pruner that masks the weight: by magnitude by default. It must do without gradients.
+    - `statistics`: What `prune` on that pruner takes, if it goes by them: from [`eqsparse.calibrate`][].
     - `batch_size`: How many sparsities are tried side by side: as many models are held at once.
 
     **Returns:** [`eqsparse.Sensitivity`][].
 
-    **Raises:** `ValueError` if a sparsity is outside `[0, 1]`, or a pattern matches no weight.
+    **Raises:** `ValueError` if a sparsity is outside `[0, 1]` or beyond what the pruner's structure can express, or a
+    pattern matches no weight.
     """
     batch_size = integer(batch_size, "sensitivity(batch_size=...)", 1)
     several = sparsities if isinstance(sparsities, Sequence) else np.atleast_1d(np.asarray(sparsities)).tolist()
@@ -146,24 +151,36 @@ def sensitivity(
     picked = pick(where, {path: site.weight for path, site in sites.items()}, "sensitivity(where=...)")
     paths = tuple(path for path in sites if path in picked)
 
-    by = _by_magnitude if prune is None else prune
+    def pruner_of(path: str, level: ArrayLike) -> AbstractPruner:
+        made = (prune or _by_magnitude)(Uniform(level, {other: None for other in sites if other != path}))
+        instance(made, AbstractPruner, "sensitivity(prune=...)", "a function of a distribution that returns a pruner")
+        return made
+
+    for path in paths:  # levels are not known where they are traced
+        largest = pruner_of(path, levels[-1])
+        largest.plan_for(sites)(largest.distribution).check()
 
     @eqx.filter_jit
-    def of_path(model: PyTree, path: str, levels: Array) -> Array:
-        def of_level(level: Array) -> Array:
-            everywhere = {other: None for other in sites if other != path}
-            return loss(by(Uniform(level, everywhere)).prune(model)).astype(jnp.float32)
+    def of_path(model: PyTree, path: str, levels: Array, more: dict[str, Any]) -> Array:
+        pruned = lambda level: pruner_of(path, level).prune(model, **more)
+        return jax.lax.map(lambda level: loss(pruned(level)).astype(jnp.float32), levels, batch_size=batch_size)
 
-        return jax.lax.map(of_level, levels, batch_size=batch_size)
-
-    found = eqx.filter_jit(loss)(model)
+    found = _loss_of(model, loss)
     if jnp.shape(found) != ():
         raise ValueError(f"`sensitivity(loss=...)` must return one number. Got shape {jnp.shape(found)}.")
     if not isinstance(found, jax.Array):
         raise TypeError(f"`sensitivity(loss=...)` must return what JAX computes of the model. Got {found!r}.")
-    dense = float(found)
-    losses = np.stack([np.asarray(of_path(model, path, jnp.asarray(levels))) for path in paths])
+    dense, more = float(found), {} if statistics is None else {"statistics": statistics}
+    losses = np.stack([np.asarray(of_path(model, path, jnp.asarray(levels), more)) for path in paths])
     return Sensitivity(paths, tuple(sites[p].weight.size for p in paths), tuple(levels), dense, losses)
+
+
+def _loss_of(model: PyTree, loss: Callable[[Any], Array]) -> Array:
+    try:
+        return eqx.filter_jit(loss)(model)
+    except Exception as error:
+        error.add_note("It was raised by `sensitivity(loss=...)`, which is compiled: no `float()` or NumPy in it.")
+        raise
 
 
 def _by_magnitude(distribution: AbstractDistribution) -> AbstractPruner:

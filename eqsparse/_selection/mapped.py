@@ -3,11 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
-from jaxtyping import Array, Bool, Inexact, PyTree
+from jaxtyping import Array, Bool, Inexact
 
 from .._mask import members_as
 
@@ -52,38 +51,26 @@ def step_if(predicate: Bool[Array, ""] | bool, step: Callable[[_Result], _Result
     """`step(old)` where the predicate holds, else `old`, as by `update_if`.
 
     For what is done nearly always: where all mapped entries want it, nothing is chosen between what they had and what
-    they get, for which the old arrays would have to be kept. The arrays that `step` reads are leaves of it, as
-    `eqx.filter_closure_convert` makes them.
+    they get, for which the old arrays would have to be kept.
     """
     if isinstance(predicate, bool):
         return step(old) if predicate else old
-    seen, program = eqx.partition(step, eqx.is_array)
-    return _stepping(lambda old, seen: eqx.combine(seen, program)(old))(predicate, old, seen)
+    only_some = _differs_mapped(predicate)
+    old = _once_if(any_mapped(predicate) & ~only_some, step, old)
+    return _once_if(only_some, lambda old: _where_mapped(predicate, step(old), old), old)
 
 
-def _stepping(step: Callable[[_Result, PyTree], _Result]) -> Callable[[Bool[Array, ""], _Result, PyTree], _Result]:
-    @custom_vmap
-    def stepping(predicate: Bool[Array, ""], old: _Result, seen: PyTree) -> _Result:
-        return _once_if(predicate, lambda old: step(old, seen), old)
+@custom_vmap
+def _differs_mapped(predicate: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Whether the predicate holds for some mapped entries and not for others."""
+    return jnp.zeros_like(predicate)
 
-    @stepping.def_vmap
-    def _(axis_size: int, in_batched: list[Any], predicate: Array, old: Any, seen: Any) -> tuple[Any, Any]:
-        predicate_mapped, old_mapped, seen_mapped = in_batched
-        axes = jax.tree.map(lambda mapped: 0 if mapped else None, seen_mapped)
-        of_all = jax.vmap(step, in_axes=(0, axes), axis_size=axis_size)
-        arrays, mapped = jax.tree.leaves((predicate, old, seen)), jax.tree.leaves(in_batched)
-        like = next(x for x, is_mapped in zip(arrays, mapped, strict=True) if is_mapped)
-        spread = lambda x, mapped: x if mapped else members_as(jnp.broadcast_to(x, (axis_size, *x.shape)), like)
-        old = jax.tree.map(spread, old, old_mapped)
-        out_mapped = jax.tree.map(lambda _: True, old)
-        if not predicate_mapped:
-            return _stepping(of_all)(predicate, old, seen), out_mapped
-        some, every = any_mapped(jnp.any(predicate)), ~any_mapped(jnp.any(~predicate))
-        choose = lambda now, was: jax.vmap(jnp.where)(predicate, now, was)
-        old = _once_if(every, lambda old: of_all(old, seen), old)
-        return _once_if(some & ~every, lambda old: jax.tree.map(choose, of_all(old, seen), old), old), out_mapped
 
-    return stepping
+@_differs_mapped.def_vmap
+def _(axis_size: int, in_batched: list[bool], predicate: Bool[Array, "..."]) -> tuple[Array, bool]:
+    if not in_batched[0]:
+        return _differs_mapped(predicate), False
+    return any_mapped(jnp.any(predicate, axis=0)) & any_mapped(jnp.any(~predicate, axis=0)), False
 
 
 def _once_if(begins: Bool[Array, ""], update: Callable[[_Result], _Result], old: _Result) -> _Result:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .._layers import AbstractMasked, CONTRACTION_AXIS, core_rank, maskable_fields
-from .._mask import Mask
+from .._mask import Mask, masked
 from .walk import is_model, join, leaves_by_path, map_layers, replace_fields
 
 
@@ -32,6 +32,11 @@ class Site:
     core_rank: int
     contraction_axis: int
     default: bool = True
+
+    @property
+    def effective(self) -> Array:
+        """The weight, zero where it is masked."""
+        return self.weight if self.mask is None else masked(self.weight, self.mask)
 
     @property
     def core(self) -> tuple[int, ...]:

@@ -187,8 +187,7 @@ class SparseTraining(eqx.Module):
             return eqx.filter(model, eqx.is_inexact_array), optim
 
         taken = not held if isinstance(held, bool) else ~held
-        now = (parameters, optim)
-        parameters, optim = step_if(taken, eqx.filter_closure_convert(step, now), now)
+        parameters, optim = step_if(taken, step, (parameters, optim))
         return eqx.combine(parameters, rest), optim
 
 

@@ -58,7 +58,9 @@ def contestants(optim, sparsity, steps, key):
             optim, distribution=erk, backward_sparsity=1 - 2 * (1 - sparsity), schedule=moving["schedule"]
         ),
         "ACDC": eqsparse.ACDC(optim, distribution=erk, schedule=phases),
-        "LotteryTicket": eqsparse.LotteryTicket(optim, distribution=erk, rounds=3, steps=steps // 4, rewind=99),
+        "LotteryTicket": eqsparse.LotteryTicket(
+            optim, distribution=erk, rounds=3, steps=steps // 4, rewind=steps // 16 - 1
+        ),
         "SNIP": eqsparse.SNIP(optim, distribution=sparsity),
         "GraSP": eqsparse.GraSP(optim, distribution=sparsity),
         "SynFlow": eqsparse.SynFlow(optim, distribution=sparsity),

@@ -379,7 +379,9 @@ def test_errors_name_argument_rule_and_value():
     assert "Got none at ['layers.1.weight']" in error(lambda: calibrate(model, [x], forward=first_only))
     assert list(calibrate(model, [x], forward=first_only, where="layers.0.*")) == ["layers.0.weight"]
     whole_numbers = lambda model, x: jax.vmap(model)(x).argmax(-1)
-    assert "differentiable up to an output" in error(lambda: calibrate(model, [x], forward=whole_numbers))
+    assert "`forward` that returns nothing differentiable" in error(
+        lambda: calibrate(model, [x], forward=whole_numbers)
+    )
     with pytest.raises(TypeError) as caught:
         calibrate(model, [x, x[:, :3]])
     assert "on batch 1 of `calibrate(batches=...)`: float32[6, 3]." in caught.value.__notes__[-1]
@@ -410,3 +412,20 @@ def test_a_layer_without_inputs():
     found = eqsparse.calibrate(model, [jnp.ones((4, 0))])
     assert found["layers.0.weight"].second_moment.shape == (0,)
     np.testing.assert_allclose(found["layers.1.weight"].second_moment, 4 * model.layers[0].bias ** 2, rtol=1e-6)
+
+
+def test_errors_that_say_what_to_do():
+    layer, x = eqx.nn.Linear(4, 3, key=KEY), jnp.ones((5, 4))
+    for batches, forward in (([x[:0]], None), ([x], lambda model, x: None)):
+        with pytest.raises(ValueError, match="Got no row at any: batches without rows, weights of rows that are 0"):
+            eqsparse.calibrate(layer, batches, forward=forward)
+    with pytest.raises(Exception) as caught:
+        eqsparse.calibrate(layer, [(x, x)])
+    assert any("By default `forward` is `jax.vmap(model)(batch)`" in note for note in caught.value.__notes__)
+    with pytest.raises(ValueError, match="whose squares float32 can hold"):
+        eqsparse.calibrate(layer, [1e20 * x])
+    with pytest.raises(ValueError, match="must not be traced: call it outside of `jit`"):
+        eqx.filter_jit(lambda model: eqsparse.calibrate(model, [x])["weight"].count)(layer)
+    counts = eqsparse.calibrate(layer, [x], statistics="count")
+    with pytest.raises(ValueError, match=r"must hold \"second_moment\" or \"gram\" at `weight`. Got \['count'\]"):
+        eqsparse.Wanda(distribution=0.5).prune(layer, statistics=counts)

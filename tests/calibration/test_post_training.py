@@ -375,3 +375,38 @@ def test_errors_of_statistics_that_do_not_fit(known):
         lambda: eqsparse.prune_sequentially(wanda, LAYER, [X], "*")
     )
     assert damped(np.eye(2), 0.5)[0, 0] == 1.5
+
+
+def test_groups_of_a_convolution_compete_by_what_their_removal_costs():
+    """Depthwise: each group's Gram matrix is of its own size; of small inputs weights go first, of none at all before."""
+    layer = eqx.nn.Conv1d(4, 4, 5, groups=4, use_bias=False, key=KEY)
+    for scales, kept in (((10, 3, 1, 0.1), [5, 5, 0, 0]), ((0.1, 0, 0.01, 0.001), [5, 0, 5, 0])):
+        x = jnp.asarray(rng.normal(size=(16, 4, 20)) * np.array(scales)[:, None], jnp.float32)
+        statistics = eqsparse.calibrate(layer, [x], statistics="gram")
+        for pruner in (eqsparse.SparseGPT, eqsparse.Wanda):
+            _, mask = pruned(pruner(distribution=0.5, structure=eqsparse.Unstructured()), statistics, layer)
+            assert mask.sum((1, 2)).tolist() == kept
+
+
+@pytest.mark.parametrize("per", ["site", "row"])
+def test_dead_inputs_that_lie_together_go_first(per):
+    layer = eqx.nn.Linear(32, 6, use_bias=False, key=KEY)
+    x = inputs(100, 32).at[:, 8:20].set(0)
+    statistics = eqsparse.calibrate(layer, [x], statistics="gram")
+    for sparsity, dead in ((0.5, 0), (0.25, 192 * 3 // 4 - 6 * 20)):
+        pruner = eqsparse.SparseGPT(distribution=sparsity, structure=eqsparse.Unstructured(per), block_size=8)
+        _, mask = pruned(pruner, statistics, layer)
+        assert mask.sum() == 192 * (1 - sparsity) and mask[:, 8:20].sum() == dead
+
+
+def test_what_is_masked_counts_for_nothing(known):
+    """Whatever lies behind a mask: in the sums of rows and columns, and in the outputs to come near to."""
+    there = jnp.asarray(rng.uniform(size=W.shape) < 0.7)
+    clean = eqsparse.set_masks(eqsparse.sparsify([LAYER]), {"0.weight": there})[0]
+    clean = eqx.tree_at(lambda m: m.layer.weight, clean, jnp.where(there, LAYER.weight, 0))
+    other = eqx.tree_at(lambda m: m.layer.weight, clean, jnp.where(there, LAYER.weight, 100.0))
+    masks = [pruned(eqsparse.RIA(distribution=0.6), known, model)[1] for model in (clean, other)]
+    np.testing.assert_array_equal(*masks)
+    half = eqsparse.Wanda(distribution=0.5).prune(LAYER, statistics=known)
+    fitted = [eqsparse.reconstruct(half, dense, known).weight for dense in (clean, other)]
+    np.testing.assert_array_equal(*fitted)

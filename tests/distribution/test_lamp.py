@@ -42,6 +42,15 @@ def test_masks():
         np.testing.assert_array_equal(np.asarray(pruned[path]) != 0, lamp(w) >= threshold)
 
 
+def test_scores_below_zero_come_last():
+    """Of criteria that have weights which are better away, as `Movement`."""
+    s = jnp.array([[3.0, -1.0, 1.0, -2.0]])
+    np.testing.assert_allclose(by_what_is_larger(s, 2), [[1, -1 / 15, 1 / 10, -4 / 15]], rtol=1e-6)
+    pruner = eqsparse.GradualPruning(criterion=eqsparse.Movement(), distribution=eqsparse.LAMP(0.5))
+    grads = jnp.array([[10.0, 1, 1, 1], [-1, -1, -1, -5]])
+    np.testing.assert_array_equal(pruner.prune(jnp.ones((2, 4)), grads=grads) != 0, [[False] * 4, [True] * 4])
+
+
 def test_what_is_not_finite():
     w = jnp.array([[1.0, jnp.nan, 2.0, 0.0], [jnp.inf, 0.0, 3.0, 1.0]])
     scores = by_what_is_larger(jnp.abs(w), 2)

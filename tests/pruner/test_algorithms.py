@@ -298,6 +298,16 @@ def test_bad_settings():
         ValueError, match=r"`Rounds\(steps=...\)` times `rounds=70000` must be below 2\*\*31. Got 70000"
     ):
         eqsparse.LotteryTicket(distribution=0.5, rounds=70000, steps=70000)
+    with pytest.raises(ValueError, match=r"`LotteryTicket\(rounds=...\)` must be at least 1. Got 0"):
+        eqsparse.LotteryTicket(distribution=0.5, rounds=0, steps=5)
+    with pytest.raises(ValueError, match=r"`ACDC\(reset=...\)` must be a bool. Got 'no'"):
+        eqsparse.ACDC(distribution=0.5, reset="no")
+    with pytest.raises(ValueError, match=r"`SNFS\(momentum=...\)` must be in \[0, 1\]. Got 2"):
+        eqsparse.SNFS(momentum=2, **fine)
+    with pytest.raises(ValueError, match=r"`TopKAST\(decay=...\)` must be finite and not negative. Got -1"):
+        eqsparse.TopKAST(distribution=0.5, backward_sparsity=0.3, decay=-1)
+    with pytest.raises(ValueError, match=r"`SRSTE\(decay=...\)`"):
+        eqsparse.SRSTE(distribution=0.5, decay=None)
     with pytest.raises(ValueError, match=r"`SynFlow.prune\(data=...\)` must be a batch of inputs. Got None"):
         eqsparse.SynFlow(distribution=0.5).prune(eqx.nn.Linear(4, 4, key=KEY))
     with pytest.raises(ValueError, match=r"`SynFlow.prune\(forward=...\)` must be given for arrays"):

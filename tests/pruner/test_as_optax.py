@@ -14,6 +14,8 @@ KEY = jax.random.key(0)
 ADAM = optax.adam(0.02)
 WINDOW = eqsparse.Periodic(2, 9, 3)
 COMMON = {"distribution": 0.75, "schedule": WINDOW}
+AT_ONCE = {"distribution": 0.75, "schedule": eqsparse.Periodic(0, 9, 3)}
+NOISY = optax.chain(optax.stateless(lambda updates, params: jax.tree.map(lambda u: u + 0.1, updates)), optax.sgd(0.1))
 
 PRUNERS = {
     "magnitude": lambda **k: eqsparse.MagnitudePruning(ADAM, **COMMON, **k),
@@ -36,11 +38,14 @@ PRUNERS = {
     "top-kast": lambda **k: eqsparse.TopKAST(ADAM, **COMMON, backward_sparsity=0.5, **k),
     "ac/dc": lambda **k: eqsparse.ACDC(ADAM, distribution=0.75, schedule=eqsparse.Alternating(1, 9, 2, 2), **k),
     "lottery": lambda **k: eqsparse.LotteryTicket(ADAM, distribution=0.75, rounds=2, steps=4, **k),
+    "rigl, at once": lambda **k: eqsparse.RigL(ADAM, **AT_ONCE, key=KEY, **k),
+    "set, at once": lambda **k: eqsparse.SET(ADAM, **AT_ONCE, key=KEY, **k),
+    "set, behind masks": lambda **k: eqsparse.SET(NOISY, **COMMON, key=KEY, **k),
 }
 DENSE = ("ste", "sr-ste", "random ste", "saliency ste")
 # Where no one structure is meant, one that is found without loops, in half the time to compile; `Global` has none, and
 # those that drop and grow would hardly move in its runs.
-FREE = ("global", "set", "rigl", "snfs", "fisher, random")
+FREE = ("global", "set", "rigl", "snfs", "fisher, random", "rigl, at once", "set, at once", "set, behind masks")
 RUNS = {name: {} if name in FREE else {"structure": eqsparse.NM(2, 8)} for name in PRUNERS}
 ZERO_WHERE_MASKED = [name for name in PRUNERS if name not in (*DENSE, "top-kast")]
 

@@ -159,3 +159,13 @@ def test_unknown_names_and_keys(config, message):
 def test_code_is_no_data():
     with pytest.raises(ValueError, match="`to_config` needs plain data, so `drop_fraction` can't be a function"):
         eqsparse.RigL(distribution=0.5, key=KEY, drop_fraction=optax.constant_schedule(0.1)).to_config()
+
+
+def test_none_where_it_is_not_the_default():
+    pruner = eqsparse.TopKAST(distribution=0.9, backward_sparsity=0.5, decay=None)
+    assert pruner.to_config()["decay"] is None and eqsparse.from_config(pruner.to_config()).decay is None
+
+
+def test_an_optimiser_without_its_name():
+    with pytest.raises(ValueError, match=r"`from_config\(optim=...\)` must have a `name`"):
+        eqsparse.from_config({"algorithm": "RigL", "distribution": 0.5, "optim": {"learning_rate": 0.1}})

@@ -237,3 +237,17 @@ def test_nan_gradients_behind_the_mask_do_no_harm():
     with_nan, state_nan = pruner.step(model, bad, state)
     without, state_without = pruner.step(model, g, state)
     assert eqx.tree_equal(with_nan, without) and eqx.tree_equal(state_nan, state_without)
+
+
+@pytest.mark.parametrize("optim", [optax.adam(0.1), optax.yogi(0.1)], ids=["adam", "yogi"])
+def test_fisher_goes_by_the_gradient_while_the_second_moment_is_as_it_began(optim):
+    """Yogi's begins at 1e-6, by which all weights would seem to matter alike."""
+    pruner = eqsparse.FisherPruning(optim, distribution=0.5, schedule=eqsparse.OneShot(0))
+    model, state = pruner.init(
+        [eqx.tree_at(lambda m: m.weight, eqx.nn.Linear(4, 1, key=KEY), jnp.array([[4.0, 3, 2, 1]]))]
+    )
+    grads = eqx.tree_at(
+        lambda g: g[0].layer.weight, eqx.filter(model, eqx.is_inexact_array), jnp.array([[0.0, 0, 5, 9]])
+    )
+    model, _ = pruner.step(model, grads, state)
+    assert np.asarray(eqsparse.get_masks(model)["0.weight"]).tolist() == [[False, False, True, True]]

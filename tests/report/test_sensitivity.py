@@ -85,3 +85,26 @@ def test_errors():
     with pytest.raises(ValueError, match="Nearest"):
         found(where="nothing")
     assert jnp.isfinite(found(batch_size=2).losses).all()
+
+
+def test_a_budget_at_the_largest_level():
+    assert all(float(v) == 0.75 for v in found(batch_size=2).distribution(0.75 + 1e-7).sparsities.values)
+
+
+def test_a_pruner_that_goes_by_statistics():
+    statistics = eqsparse.calibrate(MODEL, [X])
+    wanda = lambda distribution: eqsparse.Wanda(distribution=distribution)
+    table = eqsparse.sensitivity(MODEL, loss, 0.5, where="layers.1.*", prune=wanda, statistics=statistics)
+    alone = wanda(eqsparse.PerPath({"layers.1.*": 0.5})).prune(MODEL, statistics=statistics)
+    np.testing.assert_allclose(table.losses[0, 0], loss(alone), rtol=1e-5)
+
+
+def test_errors_of_pruners_and_losses():
+    runs = lambda distribution: eqsparse.MagnitudePruning(distribution=distribution, structure=eqsparse.NM(2, 4))
+    with pytest.raises(ValueError, match="0.75"):
+        eqsparse.sensitivity(MODEL, loss, (0.5, 0.75), where="layers.1.*", prune=runs)
+    with pytest.raises(ValueError, match=r"`sensitivity\(prune=...\)` must be a function of a distribution"):
+        eqsparse.sensitivity(MODEL, loss, 0.5, prune=lambda distribution: distribution)
+    with pytest.raises(jax.errors.ConcretizationTypeError) as caught:
+        eqsparse.sensitivity(MODEL, lambda model: float(loss(model)), 0.5)
+    assert any("no `float()` or NumPy in it" in note for note in caught.value.__notes__)

@@ -88,6 +88,7 @@ OTHERWISE = {
     "rigl, as_optax": ("rigl", ("2:4",), KINDS[:1], "as_optax"),
     "magnitude, stacked": ("magnitude", ("2:4",), KINDS[:1], "stacked"),
     "set, members": ("set", ("2:4",), MAPPED, "members"),
+    "rigl, members": ("rigl", ("row",), MAPPED[:1], "members"),
 }
 
 
@@ -126,7 +127,8 @@ def gradients(model):
 def pruner_of(name, structures):
     by_path = {f"{s}.weight": STRUCTURES[s] for s in structures}
     common = {} if name == "no pruning" else {"structure": by_path}
-    return pruners(optax.sgd(0.25, momentum=0.5), **common)[name]()
+    # A state of arrays of a weight's shape and a counter.
+    return pruners(optax.sgd(optax.constant_schedule(0.25), momentum=0.5), **common)[name]()
 
 
 def pruned(pruner, model):
