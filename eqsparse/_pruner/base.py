@@ -147,7 +147,8 @@ class AbstractPruner(eqx.Module):
         - `state`: The state, from `init` or the last step.
         - `**extra`: Goes to the optimiser's `update`, as `value=` for some.
 
-        **Returns:** `(model, state)`. Compiled on first use, once for one optimiser object.
+        **Returns:** `(model, state)`. Compiled on first use, once for one optimiser object. Differentiable in forward
+        mode only: updates are found in loops.
 
         **Raises:** `ValueError` if `grads` or `state` belong to another model.
         """

@@ -41,6 +41,7 @@ def contestants(optim, sparsity, steps, key):
     return {
         "MagnitudePruning": eqsparse.MagnitudePruning(optim, distribution=erk, schedule=gradual),
         "GlobalMagnitudePruning": eqsparse.GlobalMagnitudePruning(optim, distribution=sparsity, schedule=gradual),
+        "GlobalSaliencyPruning": eqsparse.GlobalSaliencyPruning(optim, distribution=sparsity, schedule=gradual),
         "LAMP": eqsparse.MagnitudePruning(optim, distribution=eqsparse.LAMP(sparsity), schedule=gradual),
         "SaliencyPruning": eqsparse.SaliencyPruning(optim, distribution=erk, schedule=gradual),
         "FisherPruning": eqsparse.FisherPruning(optim, distribution=erk, schedule=gradual),
