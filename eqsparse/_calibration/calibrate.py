@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from .._sites import pick, read, Site, Where
@@ -69,7 +70,7 @@ def calibrate(
     weight, or what does is infinite or NaN.
     """
     names = _names(statistics)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(model)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(model)):
         raise ValueError("`calibrate(model=...)` must not be traced: call it outside of `jit`, `grad` and `vmap`.")
     forms = forms_in(model)
     sites = {path: site for path, site in read(model).items() if path in forms}
