@@ -174,7 +174,7 @@ def _check(sums: Table) -> None:
         for path, count in counts.items()
         if not np.all(count > 0)
     ]
-    if len(unreached) == len(counts):
+    if not any(np.any(count > 0) for count in counts.values()):
         raise ValueError(
             "`calibrate(batches=..., forward=...)` must reach the weights. Got no row at any: batches without rows, "
             "weights of rows that are 0 or less, or a `forward` that returns nothing differentiable."

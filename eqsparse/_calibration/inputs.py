@@ -103,7 +103,7 @@ class _Kind:
 
 
 def _linear(layer: eqx.nn.Linear, x: Array, *, key: Any = None) -> Flows:
-    return {"weight": Features(jnp.asarray(x).reshape(-1, _numbers_in(layer)))}
+    return {"weight": Features(jnp.asarray(x).reshape(1, _numbers_in(layer)))}
 
 
 def _numbers_in(layer: eqx.nn.Linear) -> int:

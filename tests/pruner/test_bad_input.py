@@ -470,5 +470,5 @@ def test_settings_that_contradict_each_other():
     with pytest.raises(ValueError, match=r"`TopKAST\(backward_sparsity=...\)` must be at most .*0.5. Got 0.9"):
         eqsparse.TopKAST(distribution=0.5, backward_sparsity=0.9)
     for decay in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="`decay` must be finite and not negative"):
+        with pytest.raises(ValueError, match=r"`SRSTE\(decay=...\)` must be finite and not negative"):
             eqsparse.SRSTE(distribution=0.5, decay=decay)
