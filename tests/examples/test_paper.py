@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -91,3 +92,17 @@ def test_structures_are_drawn(paper, store, tmp_path):
     paper.draw_structures(store, 3, False, tmp_path / "figure.svg")
     text = (tmp_path / "figure.svg").read_text(encoding="utf-8")
     assert text.count("<svg") == 1 and all(name in text for name in ("<!-- 4x4 -->", "<!-- MagnitudeSTE -->"))
+
+
+def test_quick(paper, tmp_path, capsys, monkeypatch):
+    """One task from the command line to its file; what is there is not run again."""
+    main = importlib.import_module("paper").main
+    command = ["--quick", "--tasks", "Federated", "--out", str(tmp_path)]
+    main(command)
+    wanted = [run for run in paper.all_runs(2, quick=True) if run.task == "Federated"]
+    stored = json.loads((tmp_path / "runs" / "Federated.json").read_text(encoding="utf-8"))
+    assert {paper.Run(**run) for run, _ in stored["runs"]} == set(wanted) and len(wanted) == 8
+    assert all(0 <= number <= 1 and seconds > 0 for _, (number, _, seconds) in stored["runs"])
+    monkeypatch.setattr(importlib.import_module("federated"), "train", None)
+    main(command)
+    assert "runs of other tasks are not in" in capsys.readouterr().out
