@@ -6,6 +6,7 @@ import _common as common
 import numpy as np
 from _paper_runs import (
     ALGORITHMS,
+    all_runs,
     EMBEDDING_SPARSITIES,
     LOWER_IS_BETTER,
     RATES,
@@ -66,6 +67,8 @@ def beginning(store, tasks, seeds, args):
         for machine in store.machines.get(task, []):
             by_machine.setdefault(machine, []).append(task)
     machines = "; ".join(f"{', '.join(tasks_of)} on {machine}" for machine, tasks_of in by_machine.items())
+    lacking = dict.fromkeys(run.task for run in all_runs(seeds, args.quick) if run not in store.found)
+    missing = f"**Not run yet, or not all: {', '.join(lacking)}. They have – here.**\n\n" if lacking else ""
     chosen = "as they are" if args.quick else "the best for the dense run on seeds of their own"
     return (
         f"# The paper's experiments, small\n\n{note}"
@@ -75,7 +78,7 @@ def beginning(store, tasks, seeds, args):
         f"{len(tasks.text.tokens):,} tokens of Python's help, a vocabulary of {tasks.vocabulary.size:,}, in nats for a "
         "token (lower is better); DQN: return in MinAtar's Breakout; all others: accuracy on test images, percent. "
         f"{budget.vision_steps} steps (ViT, ResNet), {budget.language_steps} steps (T5), {budget.rounds} rounds "
-        f"(Federated), {budget.frames:,} frames (DQN).\n\nMachines: {machines}.\n\n"
+        f"(Federated), {budget.frames:,} frames (DQN).\n\n{missing}Machines: {machines}.\n\n"
         f"Learning rates, {chosen}: {rates}.\n"
     )
 
@@ -131,6 +134,8 @@ def distributions(store, seeds, quick):
     table, rows = functools.partial(table_5, quick=quick), []
     for task in table(0):
         uniform, erk = (store.values(table, seeds, task, name) for name in ("Uniform", "ERK"))
+        if np.isnan(uniform + erk).any():
+            continue
         low, high = stats.t.interval(0.95, seeds - 1, (erk - uniform).mean(), max(error(erk - uniform), 1e-12))
         place, theirs = DIGITS[task], PAPER_5[task]
         difference = f"{(erk - uniform).mean():+.{place}f} ({low:+.{place}f} to {high:+.{place}f})"
@@ -140,7 +145,7 @@ def distributions(store, seeds, quick):
 
 
 def agreement(store, seeds, quick):
-    pairs = dict(pairs_of(store, seeds, quick))
+    pairs = {label: d for label, d in pairs_of(store, seeds, quick) if not np.isnan(d).any()}
     p = holm(np.array([p_value(d) for d in pairs.values()]))
     rows = [
         [label, f"{d.mean():+.3g}", f"{q:.3f}", "yes" if q < 0.05 else "other way" if d.mean() < 0 else "not shown"]
@@ -160,11 +165,11 @@ def agreement(store, seeds, quick):
 
 def removed(store, run):
     """The share of all weights that a run has removed, in percent."""
-    return f"{100 * store.found[run][1]:.1f}"
+    return f"{100 * store.found[run][1]:.1f}" if run in store.found else "–"
 
 
 def shown(values, digits):
-    return f"{values.mean():.{digits}f} ± {error(values):.{digits}f}"
+    return "–" if np.isnan(values).any() else f"{values.mean():.{digits}f} ± {error(values):.{digits}f}"
 
 
 def markdown(head, rows):

@@ -251,13 +251,13 @@ class Store:
             (self.folder / f"{task}.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
 
     def values(self, table, seeds, *names):
-        """The numbers of a cell, one for each seed, as they are shown."""
+        """The numbers of a cell, one for each seed, as they are shown; NaN where one has not run."""
 
         def cell(seed):
             run = table(seed)
             for name in names:
                 run = run[name]
-            return SHOWN[run.task] * self.found[run][0]
+            return SHOWN[run.task] * self.found[run][0] if run in self.found else np.nan
 
         return np.array([cell(seed) for seed in range(seeds)])
 

@@ -5,8 +5,8 @@ python examples/benchmarks/paper.py --quick    # minutes: a few steps of tiny ne
 
 Settings are those of the JaxPruner paper where its scale allows. The learning rate of each task is the one that is best
 for the dense run on seeds that no other run has; nothing else is tuned. Runs are kept in OUT/runs/ as they end, and
-what is there already with the same settings is not run again. Tables are written when all are there; `--tasks` runs a
-part, several at the same time if wanted.
+what is there already with the same settings is not run again. `--tasks` runs a part, several at the same time if
+wanted; tables have – for what has not run.
 """
 
 import os
@@ -79,13 +79,12 @@ def main(argv=None):
         wanted = all_runs(budget.seeds, args.quick)
         collect("runs", [run for run in wanted if run.task in here and run not in store.found], go)
 
-    if missing := len(set(wanted) - set(store.found)):
-        print(f"{missing} runs of other tasks are not in {store.folder}: no tables yet.")
-        return
     text = page(store, tasks, budget.seeds, args)
     (out / "paper.md").write_text(text, encoding="utf-8")
     draw_structures(store, budget.seeds, args.quick, out / "structures.svg")
     print(text)
+    if missing := len(set(wanted) - set(store.found)):
+        print(f"{missing} runs of other tasks are not in {store.folder} yet.")
     print(f"Written to {out} after {time.perf_counter() - began:.0f} s.")
 
 

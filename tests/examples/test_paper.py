@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import importlib
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -105,4 +106,6 @@ def test_quick(paper, tmp_path, capsys, monkeypatch):
     assert all(0 <= number <= 1 and seconds > 0 for _, (number, _, seconds) in stored["runs"])
     monkeypatch.setattr(importlib.import_module("federated"), "train", None)
     main(command)
-    assert "runs of other tasks are not in" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "runs of other tasks are not in" in said and "Not run yet, or not all: T5, DQN, ResNet, ViT." in said
+    assert re.search(r"\| dense \| – \| .* [\d.]+ ± [\d.]+ \| 86.21 \|", said)
