@@ -3,6 +3,7 @@
 import functools
 
 import _common as common
+import matplotlib
 import numpy as np
 from _paper_runs import (
     ALGORITHMS,
@@ -219,4 +220,5 @@ def draw_structures(store, seeds, quick, file):
     axes.set_ylabel("accuracy, % (mean, standard error)")
     axes.grid(axis="y", alpha=0.3)
     axes.legend(frameon=False)
-    figure.savefig(file)
+    with matplotlib.rc_context({"svg.hashsalt": "paper"}):  # the same runs make the same file
+        figure.savefig(file, metadata={"Date": None})
