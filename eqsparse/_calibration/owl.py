@@ -97,7 +97,7 @@ class OWL(AbstractDistribution):
         shifted = lambda shift: jnp.clip(densities + shift, least, 1)
         total = jnp.sum(sizes) * (1 - self.sparsity)
 
-        def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = ends
             middle = (low + high) / 2
             is_low = jnp.sum(shifted(middle) * sizes) < total

@@ -175,7 +175,7 @@ def sensitivity(
     return Sensitivity(paths, tuple(sites[p].weight.size for p in paths), tuple(levels), dense, losses)
 
 
-def _loss_of(model: PyTree, loss: Callable[[Any], Array]) -> Array:
+def _loss_of(model: PyTree, loss: Callable[[Any], Any]) -> Any:
     try:
         return eqx.filter_jit(loss)(model)
     except Exception as error:
