@@ -69,7 +69,8 @@ def statistics_at(statistics: Any, path: str, weight: Shaped[Array, "..."]) -> S
 
 def squares_of(inputs: SiteStatistics) -> Float32[Array, "*stack groups features"]:
     """Σ x² of each input. A token that was never looked up counts as if it had been once: its row of the table would
-    have no order otherwise. So do inputs all of which were always 0."""
+    have no order otherwise. So do inputs all of which were always 0; those of one group of several count for next to
+    nothing."""
     squares = inputs.squares()
     if squares is None:
         raise ValueError(f'`statistics` must hold "second_moment" or "gram" at `{inputs.path}`. Got {inputs.names()}.')

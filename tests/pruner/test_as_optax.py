@@ -207,6 +207,9 @@ def test_what_goes_wrong():
         tx.update(jnp.ones((4, 5)), alone, params["w"])
     with pytest.raises(ValueError, match=r"`forward_params\(state=...\)` must hold the state of one"):
         pruner.forward_params(params, optax.EmptyState())
+    other = r"must be the parameters that the state is of: \(4, 4\) at ``. Got \(4, 5\)"
+    with pytest.raises(ValueError, match=other):
+        pruner.forward_params(jnp.ones((4, 5)), alone)
     # In a chain the state is found as well.
     chained = optax.chain(optax.clip(1.0), tx).init(params)
     assert np.count_nonzero(pruner.forward_params(params, chained)["w"]) == 16

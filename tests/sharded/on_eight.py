@@ -129,6 +129,16 @@ def refused(name):
     return {"messages": said, "spec": list(would_do), "astray": taken}
 
 
+def on_other_devices():
+    """What `init` says of a model of which one weight is sharded and another is not."""
+    sharded, alone = (eqx.nn.Linear(8, 8, key=cases.KEY) for _ in range(2))
+    model = [eqx.filter_shard(sharded, NamedSharding(mesh_of("Auto"), P())), alone]
+    try:
+        eqsparse.MagnitudePruning(distribution=0.5).init(model)
+    except ValueError as error:
+        return str(error)
+
+
 def main(folder):
     assert jax.device_count() == 8
     found, arrays = {}, {}
@@ -147,7 +157,8 @@ def main(folder):
         hands[kind], made = by_hand(kind, spec)
         arrays |= made
     np.savez(f"{folder}/masks.npz", **arrays)
-    print(json.dumps({"cases": found, "by hand": hands, "refused": {name: refused(name) for name in STRADDLING}}))
+    said = {"refused": {name: refused(name) for name in STRADDLING}, "other devices": on_other_devices()}
+    print(json.dumps({"cases": found, "by hand": hands, **said}))
 
 
 if __name__ == "__main__":

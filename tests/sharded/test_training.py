@@ -103,3 +103,9 @@ def test_groups_that_shards_cut_are_refused(on_eight, name, rule, cut, spec):
     assert "Got `head.weight` of shape (" in pruning
     assert found["spec"] == spec
     assert found["astray"] == []
+
+
+def test_weights_on_other_devices_are_refused(on_eight):
+    said = on_eight[0]["other devices"]
+    assert said.startswith("`model` must have all its weights on the same devices")
+    assert said.endswith("Got `1.weight` on 1 and `0.weight` on 8.")
