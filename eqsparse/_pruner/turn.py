@@ -85,8 +85,10 @@ class Turn:
             return self
         grads = weights_of(setting.grads)
         pulled = {p: setting.view(p).pull_back(grads[p], weights[p], place) for p, place in places.items()}
+        # The optimiser sees what the model runs on, which is made once for both: it takes the weights' own memory.
+        runs_on = self.landed(self.parameters).parameters
         updates, stepped, state = optimise(
-            optim, write(setting.grads, pulled), self.settled().optim, self.parameters, setting.extra
+            optim, write(setting.grads, pulled), self.settled().optim, runs_on, setting.extra
         )
         turn = dataclasses.replace(self, optim=state, updates=_as_wide(updates, self.parameters))
         # On these masks: what some optimisers write behind them is not what weights that grow later start from.

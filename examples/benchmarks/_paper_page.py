@@ -149,8 +149,9 @@ def agreement(store, seeds, quick):
     pairs = {label: d for label, d in pairs_of(store, seeds, quick) if not np.isnan(d).any()}
     p = holm(np.array([p_value(d) for d in pairs.values()]))
     rows = [
-        [label, f"{d.mean():+.3g}", f"{q:.3f}", "yes" if q < 0.05 else "other way" if d.mean() < 0 else "not shown"]
+        [label, f"{mean:+.3g}", f"{q:.3f}", "yes" if q < 0.05 else "other way" if mean < 0 else "not shown"]
         for (label, d), q in zip(pairs.items(), p, strict=True)
+        for mean in [round(d.mean(), 9) + 0.0]  # equal means differ by rounding, or are -0
     ]
     yes, other = (sum(row[-1] == word for row in rows) for word in ("yes", "other way"))
     return (

@@ -79,7 +79,8 @@ void by_tiles(const Rows& rows, int64_t in_size, int64_t lanes, Visit visit) {
       const int64_t stop = is_last ? end : find(columns, begin, end, start + width, guess);
       if (row + 1 < rows.count && !is_whole) {  // the next row's part lies apart: the cache cannot know
         const int64_t next = reached[row + 1], ahead = std::min(rows.end(row + 1), next + (stop - begin));
-        for (int64_t k = next; k < ahead; k += 64 / sizeof(float)) __builtin_prefetch(rows.values + k);
+        if (rows.values)  // a sampled product makes them
+          for (int64_t k = next; k < ahead; k += 64 / sizeof(float)) __builtin_prefetch(rows.values + k);
         for (int64_t k = next; k < ahead; k += 64 / sizeof(C)) __builtin_prefetch(columns + k);
       }
       visit(row, begin, stop, start == 0);
