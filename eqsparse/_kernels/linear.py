@@ -149,7 +149,8 @@ def _primitive(name: str, function: Callable, faster: Sequence[tuple], abstract:
     primitive.def_impl(lambda *args, **static: compiled(tuple(sorted(static.items())))(*args))
     primitive.def_abstract_eval(abstract)
     lower = mlir.lower_fun(compute, multiple_results=False)
-    lower_faster = [(mlir.lower_fun(f, multiple_results=False), serves) for f, serves in faster if f is not None]
+    divided = [(functools.partial(_by_device, f, abstract), serves) for f, serves in faster if f is not None]
+    lower_faster = [(mlir.lower_fun(f, multiple_results=False), serves) for f, serves in divided]
 
     def lower_by_platform(ctx: mlir.LoweringRuleContext, *args: Any, **static: Any) -> Any:
         kernels, target = [] if shipped() else lower_faster, Target.of(ctx)
@@ -158,6 +159,30 @@ def _primitive(name: str, function: Callable, faster: Sequence[tuple], abstract:
 
     mlir.register_lowering(primitive, lower_by_platform)
     return primitive
+
+
+def _by_device(function: Callable, abstract: Callable, *args: Array, **static: Any) -> Array:
+    """The function, on each device of the examples that it holds: where axes are explicit, and so it is known which."""
+    dense = jax.typeof(args[-1]).sharding
+    if AxisType.Explicit not in getattr(dense.mesh, "axis_types", ()) or not (held := dense.spec[0]):
+        return function(*args, **static)
+    axes = held if isinstance(held, tuple) else (held,)
+    out = abstract(*map(jax.typeof, args), **static)
+    matrices = [PartitionSpec(*(None,) * a.ndim) for a in args]
+    examples = PartitionSpec(axes, None)
+    count = 2 if "stored" in static else 1  # dense arrays: samples are of two, and a sum over the examples
+    specs = (*matrices[:-count], *[examples] * count)
+
+    def run(*args: Array) -> Array:
+        made = function(*args, **static)
+        return jax.lax.psum(made, axes) if count == 2 else made
+
+    mapped = jax.shard_map(
+        run, mesh=dense.mesh, in_specs=specs, out_specs=PartitionSpec() if count == 2 else examples,
+        axis_names=set(axes), check_vma=False,
+    )  # fmt: skip
+    laid = [jax.sharding.reshard(a, NamedSharding(dense.mesh, spec)) for a, spec in zip(args, specs, strict=True)]
+    return jax.sharding.reshard(mapped(*laid), NamedSharding(dense.mesh, out.sharding.spec))
 
 
 # What an abstract array says of sharding is taken over from the dense array (its batch axis), or the indices.

@@ -1,6 +1,8 @@
 // All products of random matrices against plain loops, to be compiled with sanitisers (`.ci/run` does). Arrays end
-// where their contents end, so that no read or write past them goes unseen. Takes the number of widths to go through. It needs nothing but the
-// standard library, so it also runs for other processors, emulated (Debian's g++-aarch64-linux-gnu and qemu-user):
+// where their contents end, so that no read or write past them goes unseen. Takes the number of widths to go through.
+//
+// It needs the standard library alone, so it also runs for other processors, emulated (Debian's g++-aarch64-linux-gnu
+// and qemu-user):
 //   aarch64-linux-gnu-g++ -static -std=c++17 -O3 -mcpu=neoverse-n1 -ffp-contract=fast
 //       -I eqsparse/_kernels/_native/src tests/kernels/sanitised.cc -o /tmp/products && qemu-aarch64 /tmp/products 257
 
