@@ -118,7 +118,7 @@ def _read(key: str, names: set[str]) -> dict[str, float] | None:
         found = json.loads((cache_folder() / f"latency-{key}.json").read_text(encoding="utf-8"))
         seconds = {str(name): float(value) for name, value in found.items()}
         return seconds if set(seconds) == names and all(0 < s < math.inf for s in seconds.values()) else None
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, RuntimeError):  # the last where there is no home
         return None
 
 
@@ -126,10 +126,11 @@ def _write(key: str, seconds: dict[str, float]) -> None:
     """A file of its own, renamed into its place; without a folder to write to, figures last as long as the process."""
     try:
         folder = cache_folder()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)  # whatever the umask: kernels lie below it, which are run
         handle, name = tempfile.mkstemp(dir=folder, prefix=".latency-")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(seconds, file)
         os.replace(name, folder / f"latency-{key}.json")
-    except OSError:
+    except (OSError, RuntimeError):
         return

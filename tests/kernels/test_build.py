@@ -172,6 +172,44 @@ def test_compiling_can_be_forbidden(cache, compiler, monkeypatch, fresh):
     assert provide().path == path
 
 
+def test_the_compiler_may_go(cache, compiler, monkeypatch, fresh):
+    """An image may compile, and drop its compiler."""
+    path = provide().path
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    assert provide() == (path, "", 0.0)
+    path.unlink()
+    with pytest.raises(RuntimeError, match="found no C"):
+        provide()
+    monkeypatch.setenv("EQSPARSE_NO_COMPILE", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not eqsparse.kernels.available()
+
+
+def test_figures_leave_the_folder_private(cache, compiler):
+    """Those of `export(objective="latency")`, which may be there first, whatever the umask."""
+    from eqsparse._export.latency import _read, _write
+
+    old = os.umask(0o002)
+    try:
+        _write("key", {"dense": 1.0})
+    finally:
+        os.umask(old)
+    assert _read("key", {"dense"}) == {"dense": 1.0}
+    assert provide().path.parent == cache
+
+
+def test_figures_without_a_home(monkeypatch):
+    from eqsparse._export import latency
+
+    def cache_folder():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(latency, "cache_folder", cache_folder)
+    latency._write("key", {"dense": 1.0})
+    assert latency._read("key", {"dense"}) is None
+
+
 def test_what_does_not_load(cache, compiler, fresh):
     with pytest.raises(RuntimeError, match="the library does not load"):
         eqsparse.kernels.build()

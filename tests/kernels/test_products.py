@@ -136,8 +136,32 @@ def test_wrong_indices_reach_no_memory(kernels, columns, pointers, batch):
     if not kernels:
         pytest.skip("there are no kernels")
     layout = csr(columns, pointers)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="columns must be below the size"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="indices must be places of the matrix"):
         jax.block_until_ready(layout.product(jnp.ones((batch, 4))))
+
+
+@pytest.mark.parametrize(
+    "name, field, wrong",
+    [
+        ("block", "block_columns", [0, 99]), ("block", "block_columns", [0, 2]), ("block", "block_columns", [0, -1]),
+        ("block", "block_rows", [0, -1]), ("block", "block_rows", [1, 0]), ("bitmask", "bits", [[255, 240]] * 4),
+        ("nm", "places", 255), ("fixed_fanin", "columns", 200), ("fixed_fanin", "columns", -3),
+    ],
+)  # fmt: skip
+def test_wrong_places_are_an_error(kernels, name, field, wrong):
+    """Of arrays that did not come from `from_dense`. The product of `fixed_fanin` is XLA's, its gradient is not."""
+    if not kernels:
+        pytest.skip("there are no kernels")
+    mask = np.kron(np.eye(2), np.ones((2, 6))) > 0 if name != "nm" else np.tile(np.arange(12) % 6 < 2, (4, 1))
+    layout = LAYOUTS[name].from_dense(np.ones(mask.shape, np.float32), mask)
+    held = getattr(layout, field)
+    changed = jnp.broadcast_to(jnp.asarray(wrong).astype(jnp.int32 if np.min(wrong) < 0 else held.dtype), held.shape)
+    foreign = dataclasses.replace(layout, **{field: changed})
+    run = lambda x: foreign.product(x)
+    if name == "fixed_fanin":
+        run = jax.grad(lambda x: foreign.product(x).sum())
+    with pytest.raises(jax.errors.JaxRuntimeError, match="indices must be places of the matrix"):
+        jax.block_until_ready(jax.jit(run)(jnp.ones((3, 12))))
 
 
 def test_wrong_pointers_reach_no_memory(kernels):

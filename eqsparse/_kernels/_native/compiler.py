@@ -30,18 +30,9 @@ class Compiler(NamedTuple):
     command: tuple[str, ...]
     says: str
 
-    @property
-    def flags(self) -> tuple[str, ...]:
-        # Clang fuses multiplication and addition only when told to; GCC does not in ISO C++. On ARM, compilers of
-        # some years ago take the processor from `-mcpu` only.
-        native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
-        return (*_FLAGS, native, "-ffp-contract=fast")
-
     def key(self) -> str:
-        """Another one for whatever could make the result differ, or not run here."""
-        parts = [*self.command, self.says, *self.flags, _processor(), version("jaxlib")]
-        parts += [part for path in sources() for part in (path.name, path.read_text(encoding="utf-8"))]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+        """Another one for another compiler."""
+        return _hash([*self.command, self.says])
 
     def compile(self, target: Path) -> None:
         """Writes the library to `target`, a path in a folder that nobody else can write to.
@@ -53,7 +44,7 @@ class Compiler(NamedTuple):
             objects = [Path(folder, f"{path.stem}.o") for path in units]
             headers = ("-isystem", jax.ffi.include_dir())
             in_out = zip(units, objects, strict=True)
-            self._run_all([(*self.flags, *headers, "-c", str(unit), "-o", str(made)) for unit, made in in_out])
+            self._run_all([(*flags(), *headers, "-c", str(unit), "-o", str(made)) for unit, made in in_out])
             library = Path(folder, "library")
             self._run_all([("-shared", *map(str, objects), "-o", str(library))])
             library.chmod(0o700)  # whatever the umask
@@ -61,14 +52,14 @@ class Compiler(NamedTuple):
 
     def _run_all(self, arguments: Sequence[Sequence[str]]) -> None:
         """All at once."""
-        running = [
-            subprocess.Popen(
-                (*self.command, *part), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                text=True, errors="replace",
-            )
-            for part in arguments
-        ]  # fmt: skip
+        running: list[subprocess.Popen[str]] = []
         try:
+            for part in arguments:
+                process = subprocess.Popen(
+                    (*self.command, *part), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                    text=True, errors="replace",
+                )  # fmt: skip
+                running.append(process)
             said = [process.communicate(timeout=_SECONDS)[0] for process in running]
         except subprocess.TimeoutExpired:
             raise CannotCompile(f"`{shlex.join(self.command)}` took more than {_SECONDS} s") from None
@@ -83,13 +74,30 @@ class Compiler(NamedTuple):
                 raise CannotCompile(f"the compiler failed ({process.returncode}):\n$ {command}\n{text.strip()}")
 
 
+def flags() -> tuple[str, ...]:
+    # Clang fuses multiplication and addition only when told to; GCC does not in ISO C++. On ARM, compilers of
+    # some years ago take the processor from `-mcpu` only.
+    native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
+    return (*_FLAGS, native, "-ffp-contract=fast")
+
+
+def machine_key() -> str:
+    """Another one for all but the compiler that could make the library differ, or not run here."""
+    source = [part for path in sources() for part in (path.name, path.read_text(encoding="utf-8"))]
+    return _hash([*flags(), _processor(), version("jaxlib"), *source])
+
+
+def check_system() -> None:
+    """**Raises:** `CannotCompile`"""
+    if platform.system() not in ("Linux", "Darwin"):
+        raise CannotCompile(f"they are made for Linux and macOS. This is {platform.system()}")
+
+
 def find_compiler() -> Compiler:
     """`$CXX` if it is set, else the first of `c++`, `g++` and `clang++`.
 
     **Raises:** `CannotCompile`
     """
-    if platform.system() not in ("Linux", "Darwin"):
-        raise CannotCompile(f"they are made for Linux and macOS. This is {platform.system()}")
     chosen = os.environ.get("CXX")
     candidates = [tuple(shlex.split(chosen))] if chosen else [("c++",), ("g++",), ("clang++",)]
     for command in candidates:
@@ -100,6 +108,10 @@ def find_compiler() -> Compiler:
 
 def sources() -> list[Path]:
     return sorted(path for path in SOURCE.iterdir() if path.suffix in (".cc", ".h"))
+
+
+def _hash(parts: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def _says(command: Sequence[str]) -> str:

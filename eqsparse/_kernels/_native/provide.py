@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from .compiler import CannotCompile, find_compiler
+from .compiler import CannotCompile, check_system, find_compiler, flags, machine_key
 from .folder import alone, is_trusted, private_folder
 
 FORBIDDEN = "EQSPARSE_NO_COMPILE"
+_FORBIDS = f"the environment variable `{FORBIDDEN}` forbids compiling"
 
 
 class Built(NamedTuple):
@@ -19,7 +20,7 @@ class Built(NamedTuple):
     path: Path
     """The library."""
     compiler: str
-    """The compiler's command and its flags."""
+    """The compiler's command and its flags; empty where the compiler is gone."""
     seconds: float
     """What compiling took; 0 where the library was in the cache."""
 
@@ -34,13 +35,21 @@ def provide() -> Built:
     **Raises:** `RuntimeError` that says why there is none: what the compiler wrote, or that the environment variable
     `EQSPARSE_NO_COMPILE` forbids compiling.
     """
-    compiler = find_compiler()
-    target = private_folder() / f"kernels-{compiler.key()}.so"
-    command = shlex.join((*compiler.command, *compiler.flags))
+    check_system()
+    forbidden = os.environ.get(FORBIDDEN, "0") not in ("", "0")
+    try:
+        compiler = find_compiler()
+    except CannotCompile as error:
+        left = sorted(private_folder().glob(f"kernels-{machine_key()}-*.so"))
+        if left and is_trusted(left[0]):  # compiled here, by one that is gone
+            return Built(left[0], "", 0.0)
+        raise Forbidden(_FORBIDS) if forbidden else error from None
+    target = private_folder() / f"kernels-{machine_key()}-{compiler.key()}.so"
+    command = shlex.join((*compiler.command, *flags()))
     if is_trusted(target):
         return Built(target, command, 0.0)
-    if os.environ.get(FORBIDDEN, "0") not in ("", "0"):
-        raise Forbidden(f"the environment variable `{FORBIDDEN}` forbids compiling")
+    if forbidden:
+        raise Forbidden(_FORBIDS)
     start = time.perf_counter()
     try:
         with alone(target.parent):

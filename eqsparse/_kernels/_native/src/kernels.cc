@@ -36,7 +36,8 @@ class Call final : public Machine {
       const std::unique_ptr<Task> task(static_cast<Task*>(data));
       (*task)();
     };
-    Task* held = new Task(std::move(task));
+    Task* held = new (std::nothrow) Task(task);
+    if (!held) return task();
     XLA_FFI_ThreadPool_Schedule_Args args{XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, nullptr, ctx_, run, held};
     if (is_error(api_, api_->XLA_FFI_ThreadPool_Schedule(&args))) run(held);
   }
@@ -143,7 +144,7 @@ const char* read_blocks(const Stored& a, const Use& f) {
 enum class Operation { kProduct, kTransposed, kSampled, kConvolution };
 
 const char* const kNoMemory = "no memory to work in";
-const char* const kWrongPlaces = "columns must be below the size of the other factor, row pointers in order";
+const char* const kWrongPlaces = "indices must be places of the matrix, in order: columns below the size of the other factor";
 
 template <class T>
 bool convolution(const Source& source, int64_t images, const Window& window, const Array& x, const Array& y,
@@ -225,8 +226,12 @@ XLA_FFI_Error* call(XLA_FFI_CallFrame* frame, Read* read, Operation operation) n
     metadata.state_type_id = XLA_FFI_UNKNOWN_TYPE_ID;
     return nullptr;
   }
-  const bool is_convolution = operation == Operation::kConvolution;
-  const char* wrong = is_convolution ? run_convolution(*frame, read) : run(*frame, read, operation);
+  const char* wrong;
+  try {
+    wrong = operation == Operation::kConvolution ? run_convolution(*frame, read) : run(*frame, read, operation);
+  } catch (const std::bad_alloc&) {  // where a layout counts, before there are helpers
+    wrong = kNoMemory;
+  }
   if (!wrong) return nullptr;
   const bool is_memory = wrong == kNoMemory;
   return error(frame->api, is_memory ? XLA_FFI_Error_Code_RESOURCE_EXHAUSTED : XLA_FFI_Error_Code_INVALID_ARGUMENT,

@@ -93,6 +93,7 @@ class Bitmask final : public ByRows {
     for (int64_t row = 0, total = 0; row < out_size; ++row) {
       for_words(row, [&](int64_t, uint64_t word) { total += __builtin_popcountll(word); });
       pointers_[row + 1] = int32_t(std::min(total, stored));
+      if (total > stored) is_wrong = true;
     }
   }
 
@@ -151,6 +152,7 @@ class Nm final : public ByRows {
 
   Rows rows(int64_t first, int64_t count, const Room& room) const override {
     const uint64_t mask = (uint64_t(1) << width_) - 1;
+    uint64_t most = 0;
     const Columns columns = decoded(room, [&](auto* next) {
       for (int64_t row = 0; row < count; ++row) {
         const uint8_t* places = places_ + (first + row) * bytes_;
@@ -161,6 +163,7 @@ class Nm final : public ByRows {
             bits |= uint64_t(*places++) << held;
             held += 8;
           }
+          most = std::max(most, bits & mask);
           *next++ = std::min<int64_t>(run + int64_t(bits & mask), in_size - 1);
           bits >>= width_;
           held -= width_;
@@ -170,6 +173,7 @@ class Nm final : public ByRows {
         room.ends[row] = int32_t((row + 1) * kept_);
       }
     });
+    if (int64_t(most) >= m_) is_wrong = true;
     const float* values = values_of(at(first), at(first + count), room.values);
     return {values, columns, room.begins, room.ends, count, count * kept_, 0, at(first)};
   }
@@ -204,6 +208,7 @@ class FanIn final : public Source {
 
   Rows rows(int64_t first, int64_t count, const Room& room) const override {
     for (int64_t row = 0; row < count; ++row) room.begins[row] = room.ends[row] = int32_t(row * fan_in_);
+    bool are_right = true;
     const Columns columns = decoded(room, [&](auto* columns) {
       float values[kRows] = {};
       for (int64_t entry = 0; entry < fan_in_; ++entry) {
@@ -212,12 +217,14 @@ class FanIn final : public Source {
         for (int64_t row = 0; row < count; ++row) {
           const int32_t to = room.ends[row];
           const int64_t column = columns_[from + row];
+          are_right &= is_column(column) || column == in_size;
           room.values[to] = values[row];
           columns[to] = column;
           room.ends[row] = to + is_column(column);
         }
       }
     });
+    if (!are_right) is_wrong = true;
     return {room.values, columns, room.begins, room.ends, count, count * fan_in_};
   }
 
@@ -251,9 +258,13 @@ class Blocks final : public Source {
          int64_t out_size, int64_t in_size)
       : Source(out_size, in_size, blocks * height * width), values_(values), columns_(columns), height_(height),
         width_(width), starts_((out_size + height - 1) / height + 1) {
-    const int64_t down = int64_t(starts_.size()) - 1;
-    for (int64_t block = 0; block < blocks; ++block)
-      if (rows[block] < down && rows[block] >= 0) ++starts_[rows[block] + 1];
+    const int64_t down = int64_t(starts_.size()) - 1, across = (in_size + width - 1) / width;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t row = rows[block], column = columns[block];
+      const bool is_right = row >= (block ? rows[block - 1] : 0) && (row >= down || (column >= 0 && column < across));
+      if (!is_right) is_wrong = true;
+      if (row < down && row >= 0) ++starts_[row + 1];
+    }
     for (int64_t row = 0; row < down; ++row) starts_[row + 1] += starts_[row];
   }
 

@@ -31,7 +31,7 @@ class Source {
   virtual float* samples(const Rows& rows, void* out, float* room) const = 0;
   virtual void put(int64_t first, const Rows& rows, const float* samples, void* out) const = 0;
 
-  // Whether a column was found that there is not, or rows that overlap. Nothing is read or written there.
+  // Whether a place was found that there is not, or places that are not in order. Nothing foreign is read or written.
   mutable std::atomic<bool> is_wrong{false};
 
   // Writes zeros where `put` will write nothing.
