@@ -121,6 +121,8 @@ def _is_real(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.extended):
+        return f"dtype {value.dtype}, shape {value.shape}"
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         return str(np.asarray(value)) if known(value) else str(value)
     return repr(value)

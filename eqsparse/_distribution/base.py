@@ -49,6 +49,9 @@ Overrides = Mapping[Any, ArrayLike | None] | None
 def overriding(overrides: Overrides, argument: str) -> PatternMap:
     """Pattern → sparsity or `None`, checked."""
     check_by_pattern(overrides, argument, "sparsity or `None`")
+    for pattern, value in (overrides or {}).items():
+        if value is not None:
+            unit(value, f"{argument}[{getattr(pattern, 'pattern', pattern)!r}]")
     return PatternMap(overrides, lambda value: None if value is None else unit(value, argument))
 
 

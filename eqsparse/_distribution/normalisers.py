@@ -17,9 +17,11 @@ def by_norm(scores: Float[Array, "..."], core_rank: int) -> Float[Array, "..."]:
     axes = tuple(range(scores.ndim - core_rank, scores.ndim))
     finite = jnp.where(jnp.isfinite(scores), scores, 0)
     largest = jnp.max(jnp.abs(finite), axis=axes, keepdims=True, initial=0)
-    unit = jnp.where(largest > 0, largest, jnp.ones_like(largest))
-    norm = unit * jnp.sqrt(jnp.maximum(jnp.sum((finite / unit) ** 2, axis=axes, keepdims=True), 1))
-    return scores / norm
+    # Where they are large, all by a power of two: the norm would overflow, the inverse of the largest vanish.
+    down = jnp.where(largest > 2.0**64, 2.0**-64, 1.0).astype(scores.dtype)
+    unit = jnp.where(largest > 0, largest * down, jnp.ones_like(largest))
+    norm = unit * jnp.sqrt(jnp.maximum(jnp.sum((finite * down / unit) ** 2, axis=axes, keepdims=True), 1))
+    return scores * down / norm
 
 
 def by_what_is_larger(scores: Float[Array, "..."], core_rank: int) -> Float[Array, "..."]:

@@ -17,6 +17,8 @@ class Masked(AbstractMasked):
     attention = eqsparse.Masked(MyAttention(key=key), "wq", "wk")
     attention(x)  # runs MyAttention with its masked weights
     ```
+
+    In a model with one masked layer only masked weights are pruned: `eqsparse.sparsify(model)` masks the others too.
     """
 
     layer: Any
@@ -36,6 +38,8 @@ class Masked(AbstractMasked):
         """
         if not isinstance(layer, eqx.Module):
             raise ValueError(f"`Masked(layer, ...)` must be given an `eqx.Module`. Got {type(layer).__name__}.")
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError(f"`Masked(layer, *names)` must name fields, each a string. Got {names!r}.")
         if not names:
             raise ValueError("`Masked(layer, *names)` must name one field at least. Got none.")
         fields = {f.name for f in dataclasses.fields(layer)}

@@ -123,7 +123,8 @@ class AbstractPruner(eqx.Module):
 
         **Arguments:**
 
-        - `model`: A model with masked layers, or a plain one, which is sparsified first.
+        - `model`: A model with masked layers, or a plain one, which is sparsified first. Where there are masked
+            layers, those that are not stay dense (`eqsparse.sparsify` masks them too).
 
         **Returns:** `(model, state)`: masks as the algorithm begins with (gradual pruning: as they were, full for a
         plain model; `RigL`: drawn; straight-through: chosen), weights on their masks, no two
@@ -163,8 +164,8 @@ class AbstractPruner(eqx.Module):
 
         **Arguments:**
 
-        - `model`: An Equinox model, or arrays in any PyTree: of these the floating-point arrays of rank 2 or
-            more are pruned.
+        - `model`: An Equinox model, as for `init`, or arrays in any PyTree: of these the floating-point arrays of
+            rank 2 or more are pruned (or complex ones).
         - `grads`: Gradients, as `model` is, for criteria that need them.
         - `key`: For criteria that draw; that of the pruner by default.
 

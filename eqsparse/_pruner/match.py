@@ -8,7 +8,7 @@ import jax
 from jaxtyping import PyTree
 
 from .._mask import Mask
-from .._sites import leaves_by_path, read
+from .._sites import leaves_by_path, read, weights_of
 
 if TYPE_CHECKING:
     from .state import PrunerState
@@ -29,7 +29,7 @@ def like_parameters(grads: PyTree, parameters: PyTree, argument: str = "grads", 
         path = next(p for p in {**want, **got} if want.get(p) != got.get(p))
         raise ValueError(
             f"`{argument}` must have one floating-point array for each parameter of `{model}`, as a gradient has. "
-            f"{_at(path)} `{model}` has {_shape(want.get(path))}. Got {_leaf(there.get(path))}."
+            f"{_at(_as_site(path, parameters))} `{model}` has {_shape(want.get(path))}. Got {_leaf(there.get(path))}."
         )
     return jax.tree.unflatten(jax.tree.structure(parameters), [found[path] for path in want])
 
@@ -67,6 +67,12 @@ def same_optimiser(state: PyTree, fresh: PyTree) -> None:
             "`state` must be that of this pruner's optimiser. "
             f"Got {_names(state)}, where the optimiser has {_names(fresh)}."
         )
+
+
+def _as_site(path: str, parameters: PyTree) -> str:
+    """The path of the site that a leaf is, where it is one: without the layer that a masked one holds."""
+    leaf = dict(leaves_by_path(parameters)).get(path)
+    return next((site for site, weight in weights_of(parameters).items() if weight is leaf), path)
 
 
 def _at(path: str) -> str:
