@@ -182,8 +182,9 @@ def lines(curves, ylabel, xlabel, file, second="sparsity, %"):
     left, right = figure.subplots(1, 2, width_ratios=(1.4, 1))
     for (name, rows), color in zip(curves.items(), COLORS * len(curves), strict=False):
         step, number, sparsity = np.array(rows, float).T
-        left.plot(step, number, color=color, label=name)
-        right.plot(step, 100 * sparsity, color=color)
+        style = "--" if name.startswith("dense") else "-"  # seen where it is the same as another
+        left.plot(step, number, style, color=color, label=name)
+        right.plot(step, 100 * sparsity, style, color=color)
     left.set(ylabel=ylabel, xlabel=xlabel)
     right.set(ylabel=second, xlabel=xlabel, ylim=(-5, 105))
     for axes in (left, right):

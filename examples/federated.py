@@ -157,6 +157,11 @@ def main(argv=None):
     args = arguments(argv)
     (x, y), held_out = common.digits(args.mnist)
     classes = int(y.max()) + 1
+    if len(y) < args.clients * args.classes:
+        raise SystemExit(
+            f"--clients times --classes must be {len(y)} at most, the number of images. "
+            f"Got {args.clients} and {args.classes}."
+        )
     clients = share_out(x, y, args.clients, args.classes, np.random.default_rng(args.seed))
     each = clients[1].shape[1]
     if each < args.batch:

@@ -319,7 +319,7 @@ def main(argv=None):
         for run in runs:
             pruner = common.make_pruner(
                 "dense" if run == "dense" else args.algorithm, optim, sparsity=args.sparsity, steps=args.steps,
-                every=max(1, args.steps // 40), distribution=args.distribution, seed=args.seed, where=PARTS.get(run),
+                every=max(5, args.steps // 40), distribution=args.distribution, seed=args.seed, where=PARTS.get(run),
             )  # fmt: skip
             if run != "dense" and args.algorithm in common.AFTER_TRAINING:
                 rng = np.random.default_rng(args.seed)
@@ -341,7 +341,7 @@ def main(argv=None):
     console.print(common.results_table(
         f"{len(data.tokens):,} tokens, a vocabulary of {vocabulary.size:,}",
         ["", "test loss", "of all weights removed", "weights kept", "bytes exported"], rows,
-        f"loss in nats for a token (guessing: {np.log(vocabulary.size):.2f}); "
+        f"loss in nats for a token (guessing: {np.log(vocabulary.size):.2f});\n"
         f"{args.steps} steps of {args.batch}, {args.sparsity:.0%} of each part, {args.distribution}, seed {args.seed}",
     ))  # fmt: skip
     common.lines(curves, "test loss, nats for a token", "training step", args.out)

@@ -1,7 +1,7 @@
 """Train an agent by deep Q-learning (DQN), dense and sparse, and compare what it earns.
 
 python examples/reinforcement.py                                         # MinAtar's Breakout, 10x10 pixels
-python examples/reinforcement.py --env CartPole-v1
+python examples/reinforcement.py --env CartPole-v1 --sparsity 0.5        # a network of 768 weights
 python examples/reinforcement.py --env ALE/MsPacman-v5 --frames 10000000 --runs 5 --replay 1000000
 
 Atari's games need `pip install ale-py opencv-python`.
@@ -65,8 +65,10 @@ class ChannelsFirst(gymnasium.ObservationWrapper):
 
 def make_env(name):
     if name.startswith("ALE/"):
-        import ale_py
-
+        try:
+            import ale_py
+        except ImportError:
+            raise SystemExit(f"--env {name} needs `pip install ale-py opencv-python`.") from None
         gymnasium.register_envs(ale_py)
         env = gymnasium.wrappers.AtariPreprocessing(gymnasium.make(name, frameskip=1))
         return gymnasium.wrappers.FrameStackObservation(env, 4)
@@ -76,7 +78,17 @@ def make_env(name):
 
             minatar.gym.register_envs()
         return ChannelsFirst(gymnasium.make(name, max_episode_steps=LIMIT, disable_env_checker=True))
-    return gymnasium.make(name)
+    try:
+        env = gymnasium.make(name)
+    except gymnasium.error.Error as error:
+        raise SystemExit(f"--env: {error}") from None
+    spaces = gymnasium.spaces
+    if not isinstance(env.action_space, spaces.Discrete) or not isinstance(env.observation_space, spaces.Box):
+        raise SystemExit(
+            "--env must have so many actions to choose from, and arrays of numbers as observations. "
+            f"{name} has {env.action_space} and {env.observation_space}."
+        )
+    return env
 
 
 class Replay:
@@ -225,7 +237,7 @@ def main(argv=None):
             for run in range(args.runs):
                 seed = args.seed + run
                 pruner = common.make_pruner(
-                    name, optim, sparsity=args.sparsity, steps=updates, every=max(1, updates // 100),
+                    name, optim, sparsity=args.sparsity, steps=updates, every=max(5, updates // 100),
                     distribution=args.distribution, seed=seed,
                 )  # fmt: skip
                 if name in common.AFTER_TRAINING:
@@ -251,7 +263,7 @@ def main(argv=None):
     console.print(common.results_table(
         f"{args.env}, {args.runs} runs of {args.frames:,} frames",
         ["", "return", "95% interval", "weights kept", "bytes exported"], rows,
-        f"of {args.episodes} episodes after each run; sparsity {args.sparsity:.0%}, {args.distribution}, "
+        f"of {args.episodes} episodes after each run; {args.sparsity:.0%} by {args.distribution}, biases are kept;\n"
         f"seeds from {args.seed}",
     ))  # fmt: skip
     common.lines(curves, "return, mean of 50 episodes", "frame", args.out)

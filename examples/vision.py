@@ -265,7 +265,7 @@ def main(argv=None):
         for run in runs:
             name, how = run.split(", ")
             pruner = common.make_pruner(
-                how, optim, sparsity=args.sparsity, steps=args.steps, every=max(1, args.steps // 40),
+                how, optim, sparsity=args.sparsity, steps=args.steps, every=max(5, args.steps // 40),
                 distribution=args.distribution, dense=[FIRST], seed=args.seed,
             )  # fmt: skip
             model, state = make(

@@ -10,6 +10,7 @@ from typing import Any, final
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, PyTree, UInt8, UInt32
 
 from .._check import integer
@@ -67,8 +68,6 @@ class History:
     def add(self, model: PyTree, state: PyTree = None, **values: ArrayLike) -> None:
         """Records where training stands, if it is time to.
 
-        Not within a compiled function.
-
         **Arguments:**
 
         - `model`: The model with masked layers; or parameters of `as_optax`, whose masks are in `state`.
@@ -76,11 +75,14 @@ class History:
         - `**values`: Numbers by name (`loss=loss`), arrays of one number or not. The names of one run are the same
             at each record.
 
-        **Raises:** `ValueError` if there is no mask, the masks are others than before, or a value is no number.
+        **Raises:** `ValueError` within a compiled function, if there is no mask, the masks are others than before, or
+            a value is no number.
         """
-        call, self._calls = self._calls, self._calls + 1
-        if call % self.every:
+        if self._calls % self.every:
+            self._calls += 1
             return
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((model, state, values))):
+            raise ValueError("`History.add` must be given arrays, not tracers: call it outside `jax.jit`. Got tracers.")
         masks, step = _masks_and_step(model, state)
         sizes = {path: int(np.prod(mask.shape)) for path, mask in masks.items()}
         for name, value in values.items():
@@ -95,6 +97,7 @@ class History:
                 "`History.add(model, **values)` must have the same masks and names at each record. Got "
                 f"{sorted(sizes)} and {sorted(values)} after {sorted(self._sizes)} and {sorted(self._names)}."
             )
+        call, self._calls = self._calls, self._calls + 1
         counts, self._before, self._ever = _compared(masks, self._before, self._ever)
         # Copies: the step is a leaf of the state, which may be donated, and so may be values.
         own = {name: jnp.copy(value) if isinstance(value, jax.Array) else value for name, value in values.items()}

@@ -37,9 +37,10 @@ class Report:
         site (biases, norms); `model_size`, `model_bytes_dense`, ... of everything.
 
     With `x`, in the rows and in the total, `operations_dense` and `operations_effective`: multiplications and
-    additions of the weight's products, with all of its weights and with those kept. In the total also
-    `operations_other` (products without a site's weight, as those of attention) and `model_operations_...` (with
-    them). Of all else (biases, activations, norms, sums) nothing counts.
+    additions of the weight's products, with all of its weights and with those kept; the layers of a stack count as
+    used equally often. In the total also `operations_other` (products that are not of one site's weight with data,
+    as those of attention) and `model_operations_...` (with them). Of all else (biases, activations, norms, sums)
+    nothing counts.
 
     Of an exported model: `path`, `shape`, `layout`, `reason` (why it is dense), `size`, `kept`, `sparsity`,
     `bytes_dense`, `bytes_exported`, `bytes_minimum` (the kept values, and the entropy of a mask of that size and

@@ -147,18 +147,22 @@ def distributions(store, seeds, quick):
 
 def agreement(store, seeds, quick):
     pairs = {label: d for label, d in pairs_of(store, seeds, quick) if not np.isnan(d).any()}
+    if not pairs:
+        return ""
     p = holm(np.array([p_value(d) for d in pairs.values()]))
     rows = [
         [label, f"{mean:+.3g}", f"{q:.3f}", "yes" if q < 0.05 else "other way" if mean < 0 else "not shown"]
         for (label, d), q in zip(pairs.items(), p, strict=True)
         for mean in [round(d.mean(), 9) + 0.0]  # equal means differ by rounding, or are -0
     ]
-    yes, other = (sum(row[-1] == word for row in rows) for word in ("yes", "other way"))
+    named = lambda word: [row[0].replace("table 1, ", "") for row in rows if row[-1] == word]
+    yes, other = named("yes"), named("other way")
     return (
         "## What agrees\n\nPairs fixed before any run, the first expected to be better; one-sided paired t-tests over "
         f"the seeds, Holm's correction for {len(pairs)} tests.\n\n"
         + markdown(["expected", "better by", "p (Holm)", "shown"], rows)
-        + f"\n{yes} of {len(pairs)} are shown, {other} come out the other way, for the rest {seeds} seeds do not tell. "
+        + f"\n{len(yes)} of {len(pairs)} are shown ({'; '.join(yes) or 'none'}), {len(other)} come out the other way "
+        f"({'; '.join(other) or 'none'}), for the rest {seeds} seeds do not tell. "
         "What is different from the paper: networks of a few hundred thousand weights in place of tens or hundreds of "
         "millions, data that fit into a few MB, minutes in place of days; so networks are less overparametrised for "
         "their task, and masks have a few hundred steps to settle.\n"
@@ -171,7 +175,7 @@ def removed(store, run):
 
 
 def shown(values, digits):
-    return "–" if np.isnan(values).any() else f"{values.mean():.{digits}f} ± {error(values):.{digits}f}"
+    return "–" if np.isnan(values).any() else f"{values.mean():.{digits}f}\u00a0±\u00a0{error(values):.{digits}f}"
 
 
 def markdown(head, rows):

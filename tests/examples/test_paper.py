@@ -55,7 +55,7 @@ def test_tables(paper, store):
     text = paper.page(store, tasks, 3, argparse.Namespace(quick=False, mnist=None))
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     dense = [100 * store.found[paper.Run("ViT", "dense", seed)][0] for seed in range(3)]
-    shown = f"{np.mean(dense):.1f} ± {np.std(dense, ddof=1) / 3**0.5:.1f}"
+    shown = f"{np.mean(dense):.1f}\u00a0±\u00a0{np.std(dense, ddof=1) / 3**0.5:.1f}"
     assert f"| {shown} | 73.94 |" in text
     # Accuracies: straight-through above random. Losses: below, so worse.
     assert lines["table 1, ViT: `MagnitudeSTE` > `RandomPruning`"].endswith("yes |")
@@ -108,4 +108,4 @@ def test_quick(paper, tmp_path, capsys, monkeypatch):
     main(command)
     said = capsys.readouterr().out
     assert "runs of other tasks are not in" in said and "Not run yet, or not all: T5, DQN, ResNet, ViT." in said
-    assert re.search(r"\| dense \| – \| .* [\d.]+ ± [\d.]+ \| 86.21 \|", said)
+    assert re.search(r"\| dense \| – \| .* [\d.]+\u00a0±\u00a0[\d.]+ \| 86.21 \|", said)

@@ -144,6 +144,22 @@ def test_errors():
         history.add(model[:1], loss=1.0)
 
 
+def test_within_a_compiled_function():
+    """An error, and what was recorded before is still there."""
+    pruner = eqsparse.MagnitudePruning(optax.sgd(0.1), distribution=0.5)
+    model, state = pruner.init(eqx.nn.Linear(4, 4, key=jax.random.key(0)))
+    history = eqsparse.History()
+    history.add(model, state, loss=1.0)
+    for run in (
+        lambda model, state, loss: history.add(model, state, loss=loss),
+        lambda _, __, loss: history.add(model, state, loss=loss),
+    ):
+        with pytest.raises(ValueError, match=r"`History.add` must be given arrays, not tracers: call it outside"):
+            eqx.filter_jit(run)(model, state, jnp.float32(1))
+    history.add(model, state, loss=2.0)
+    assert [row["loss"] for row in history.rows] == [1.0, 2.0] and [row["step"] for row in history.rows] == [0, 0]
+
+
 def test_values_that_are_no_numbers_ensembles_and_donated_values():
     model = [eqsparse.MaskedLinear(4, 3, key=jax.random.key(0))]
     history = eqsparse.History()
