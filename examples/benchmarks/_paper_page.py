@@ -129,7 +129,7 @@ def parts_of_t5(store, seeds, quick):
     said = (
         f"\nFrom {EMBEDDING_SPARSITIES[0]:.0%} to {EMBEDDING_SPARSITIES[-1]:.0%} of the embedding the loss rises by "
         f"{last - first:.2f} here, by {PAPER_4_EMBEDDING[-1] - PAPER_4_EMBEDDING[0]:.2f} in the paper, whose embedding "
-        "has 768 numbers for each token\n"
+        "has 768 numbers for each token.\n"
     )
     return (
         (
