@@ -287,7 +287,7 @@ class Blocks final : public Source {
         room.ends[row] = next;
       }
     });
-    return {room.values, columns, room.begins, room.ends, count, next};
+    return {room.values, columns, room.begins, room.ends, count, next, 0, 0, height_, first % height_};
   }
 
   float* samples(const Rows&, void*, float* room) const override { return room; }

@@ -30,6 +30,8 @@ struct Rows {
   int64_t count, stored;
   int64_t offset = 0;  // what the pointer to the first value and column is
   int64_t target = 0;  // where the first of them is stored
+  int64_t height = 1;  // so many rows have the same columns
+  int64_t phase = 0;   // how many of those that the first has them with lie before it
 
   int64_t begin(int64_t row) const { return std::clamp<int64_t>(begins[row], offset, stored) - offset; }
   int64_t end(int64_t row) const { return std::clamp<int64_t>(ends[row], offset, stored) - offset; }
@@ -90,9 +92,43 @@ void by_tiles(const Rows& rows, int64_t in_size, int64_t lanes, Visit visit) {
   } while (start < in_size);
 }
 
+// Some rows from `row` on, which have the same columns: what is loaded of the strip serves all of them.
+template <int R, int N, class C>
+void multiply_together(const Rows& rows, int64_t row, const float* strip, float* sums) {
+  constexpr int64_t kWide = N * kWidth;
+  const int64_t count = rows.end(row) - rows.begin(row);
+  const C* columns = rows.columns.as<C>() + rows.begin(row);
+  const float* values[R];
+  for (int r = 0; r < R; ++r) values[r] = rows.values + rows.begin(row + r);
+  Vector sum[R][N] = {};
+  for (int64_t k = 0; k < count; ++k) {
+    const Vector* x = reinterpret_cast<const Vector*>(strip + int64_t(columns[k]) * kWide);
+    for (int r = 0; r < R; ++r) {
+      const Vector value = values[r][k] - Vector{};
+      for (int i = 0; i < N; ++i) sum[r][i] += value * x[i];
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int i = 0; i < N; ++i) reinterpret_cast<Vector*>(sums + (row + r) * kWide)[i] = sum[r][i];
+}
+
+// The rows of blocks times the strip.
+template <int N, class C>
+void multiply_alike(const Rows& rows, const float* strip, float* sums) {
+  constexpr int R = N >= 8 ? 1 : 8 / N >= 4 ? 4 : 2;  // eight sums, in most registers' reach
+  for (int64_t row = 0; row < rows.count;) {
+    const int64_t left = rows.height - (rows.phase + row) % rows.height;
+    const bool are_together = R > 1 && std::min(left, rows.count - row) >= R;
+    if (are_together) multiply_together<R, N, C>(rows, row, strip, sums);
+    else multiply_together<1, N, C>(rows, row, strip, sums);
+    row += are_together ? R : 1;
+  }
+}
+
 // `sums[row][lane]`: the rows times the strip of `x`.
 template <int N, class C>
 void multiply(const Rows& rows, const float* strip, int64_t in_size, float* sums) {
+  if (rows.height > 1) return multiply_alike<N, C>(rows, strip, sums);
   const float* values = rows.values;
   const C* columns = rows.columns.as<C>();
   constexpr int64_t kWide = N * kWidth;
