@@ -32,7 +32,8 @@ def as_patterns(where: Where) -> tuple[Pattern, ...] | None:
     if where is None:
         return None
     one: Any = where  # told apart below, with a message of our own
-    patterns = tuple(one) if isinstance(one, Iterable) and not isinstance(one, str | bytes) else (one,)
+    several = isinstance(one, Iterable) and not isinstance(one, str | bytes)
+    patterns: tuple[Any, ...] = tuple(one) if several else (one,)
     if not patterns:
         raise ValueError("`where` must hold one pattern at least; `None` picks all. Got an empty list.")
     for pattern in patterns:
