@@ -189,10 +189,10 @@ BUILDERS = {
     "ERK(sparsity=...)": lambda s: ERK(s),
     "Global(sparsity=...)": lambda s: Global(s),
     "PerPath(default=...)": lambda s: PerPath({"*": 0.5}, default=s),
-    "Uniform(overrides=...)": lambda s: Uniform(0.5, {"*": s}),
-    "ERK(overrides=...)": lambda s: ERK(0.5, {"*": s}),
-    "Global(overrides=...)": lambda s: Global(0.5, overrides={"*": s}),
-    "PerPath(...)": lambda s: PerPath({"*": s}),
+    "Uniform(overrides=...)['*']": lambda s: Uniform(0.5, {"*": s}),
+    "ERK(overrides=...)['*']": lambda s: ERK(0.5, {"*": s}),
+    "Global(overrides=...)['*']": lambda s: Global(0.5, overrides={"*": s}),
+    "PerPath(...)['*']": lambda s: PerPath({"*": s}),
 }
 
 
