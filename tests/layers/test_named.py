@@ -159,6 +159,7 @@ def test_hidden_fields(name):
         (("wv",), r"Attention\.wv.*floating-point.*wq.*wk"),
         (("norm",), r"Attention\.norm"),  # an array, but no field
         ((), "one field at least"),
+        ((["wq"],), r"each a string. Got \(\['wq'\],\)"),
     ],
 )
 def test_wrong_fields(names, says):

@@ -43,12 +43,12 @@ def unharmed(tree, before):
     [
         ("Uniform(sparsity=...)", lambda s: eqsparse.MagnitudePruning(distribution=s)),
         ("Uniform(sparsity=...)", lambda s: eqsparse.Uniform(s)),
-        ("Uniform(overrides=...)", lambda s: eqsparse.Uniform(0.5, overrides={"*": s})),
+        ("Uniform(overrides=...)['*']", lambda s: eqsparse.Uniform(0.5, overrides={"*": s})),
         ("ERK(sparsity=...)", lambda s: eqsparse.ERK(s)),
         ("Global(sparsity=...)", lambda s: eqsparse.Global(s)),
         ("Global(sparsity=...)", lambda s: eqsparse.GlobalMagnitudePruning(distribution=s)),
         ("Global(sparsity=...)", lambda s: eqsparse.GlobalSaliencyPruning(distribution=s)),
-        ("PerPath(...)", lambda s: eqsparse.PerPath({"*": s})),
+        ("PerPath(...)['*']", lambda s: eqsparse.PerPath({"*": s})),
         ("PerPath(default=...)", lambda s: eqsparse.PerPath({}, default=s)),
     ],
 )
@@ -245,10 +245,12 @@ def test_gradients_of_another_structure(run, grads, says):
 
 
 @pytest.mark.own_message
-def test_no_gradients(run):
+def test_no_gradients_and_a_batch_of_keys(run):
     pruner, model, state = run
-    with pytest.raises(ValueError, match=r"`grads`"):
+    with pytest.raises(ValueError, match=r"`grads`.* At `0.weight` "):  # as sites are called, not `0.layer.weight`
         pruner.step(model, None, state)
+    with pytest.raises(ValueError, match=r"`jax.random.key`. Got dtype key<fry>, shape \(2,\)"):
+        eqsparse.RandomPruning(distribution=0.5, key=jax.random.split(jax.random.key(0)))
     saliency = eqsparse.SaliencyPruning(distribution=0.5, schedule=eqsparse.OneShot(0))
     model, state = saliency.init(model_of())
     with pytest.raises(ValueError, match=r"`grads`"):

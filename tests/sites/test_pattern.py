@@ -95,6 +95,9 @@ def test_a_callable_without_match_is_an_error():
 def test_what_is_no_pattern(where):
     with pytest.raises(ValueError, match="glob.*regular expression.*callable"):
         as_patterns(where)
+    if isinstance(where, bytes):  # shown whole, not the number that its first byte is
+        with pytest.raises(ValueError, match=r"Got b'head.weight'"):
+            as_patterns(where)
     with pytest.raises(ValueError, match="glob.*regular expression.*callable"):
         eqsparse.MagnitudePruning(distribution=0.5, where=where)
 
