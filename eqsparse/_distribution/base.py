@@ -49,10 +49,8 @@ Overrides = Mapping[Any, ArrayLike | None] | None
 def overriding(overrides: Overrides, argument: str) -> PatternMap:
     """Pattern → sparsity or `None`, checked."""
     check_by_pattern(overrides, argument, "sparsity or `None`")
-    for pattern, value in (overrides or {}).items():
-        if value is not None:
-            unit(value, f"{argument}[{getattr(pattern, 'pattern', pattern)!r}]")
-    return PatternMap(overrides, lambda value: None if value is None else unit(value, argument))
+    at = lambda pattern: f"{argument}[{getattr(pattern, 'pattern', pattern)!r}]"
+    return PatternMap({p: None if v is None else unit(v, at(p)) for p, v in (overrides or {}).items()})
 
 
 def overridden(overrides: PatternMap, sites: Sites, argument: str) -> dict[str, UInt32[Array, ""] | None]:

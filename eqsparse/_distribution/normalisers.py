@@ -17,11 +17,8 @@ def by_norm(scores: Float[Array, "..."], core_rank: int) -> Float[Array, "..."]:
     axes = tuple(range(scores.ndim - core_rank, scores.ndim))
     finite = jnp.where(jnp.isfinite(scores), scores, 0)
     largest = jnp.max(jnp.abs(finite), axis=axes, keepdims=True, initial=0)
-    # Where they are large, all by a power of two: the norm would overflow, the inverse of the largest vanish.
-    down = jnp.where(largest > 2.0**64, 2.0**-64, 1.0).astype(scores.dtype)
-    unit = jnp.where(largest > 0, largest * down, jnp.ones_like(largest))
-    norm = unit * jnp.sqrt(jnp.maximum(jnp.sum((finite * down / unit) ** 2, axis=axes, keepdims=True), 1))
-    return scores * down / norm
+    norm = jnp.sqrt(jnp.maximum(jnp.sum(_over(finite, largest) ** 2, axis=axes, keepdims=True), 1))
+    return _over(scores, largest) / norm
 
 
 def by_what_is_larger(scores: Float[Array, "..."], core_rank: int) -> Float[Array, "..."]:
@@ -44,9 +41,16 @@ def _lamp(scores: Float[Array, " n"]) -> Float[Array, " n"]:
     # Falling, all others last; over the largest, so that squares neither overflow nor vanish.
     order = jnp.argsort(jnp.where(positive, -scores, jnp.inf), stable=True)
     largest = jnp.max(jnp.where(finite, jnp.abs(scores), 0), initial=0)
-    squares = jnp.where(finite, (scores / jnp.where(largest > 0, largest, 1)) ** 2, 0)
+    squares = jnp.where(finite, _over(scores, largest) ** 2, 0)
     rising = jnp.where(positive, squares, 0)[order]
     larger = jnp.cumsum(rising)
     ratios = jnp.zeros_like(scores).at[order].set(rising / jnp.where(larger > 0, larger, 1))
     below = -squares / jnp.maximum(jnp.sum(squares), 1)  # the largest is 1, unless all are 0
     return jnp.where(finite, jnp.where(positive, ratios, below), scores)
+
+
+def _over(scores: Float[Array, "..."], largest: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The scores over the largest, as they are where that is 0."""
+    # The inverse of a large number, by which XLA multiplies, would vanish: so both by a power of two first.
+    down = jnp.where(largest > 2.0**64, 2.0**-64, 1.0).astype(scores.dtype)
+    return scores * down / jnp.where(largest > 0, largest * down, jnp.ones_like(largest))

@@ -11,6 +11,7 @@ import pytest
 
 import eqsparse
 from eqsparse import Block, Channel, Global, GlobalMagnitudePruning, MagnitudePruning, Polynomial, Unstructured
+from eqsparse._distribution.normalisers import by_what_is_larger
 
 
 def wanted(n, sparsity):
@@ -175,6 +176,15 @@ def test_extreme_weights_do_not_upset_the_norms():
     assert masks[0][1, 1] and not masks[0][0, 0]
     masks = nonzero(prune([jnp.zeros_like(a), b], Global(0.3, floor=1)))
     assert masks[1].all()  # the zeros, of norm 0, go first
+
+
+def test_lamp_does_not_depend_on_scale():
+    """Up to the largest numbers that float32 has."""
+    scores = jnp.abs(draw((1.0, 1.0))[0])
+    scores = scores / scores.max()
+    reference = by_what_is_larger(scores, scores.ndim)
+    for scale in (1.9 * 2.0**127, 2.0**100, 2.0**-100):
+        np.testing.assert_allclose(by_what_is_larger(scores * scale, scores.ndim), reference, rtol=1e-5)
 
 
 def test_each_layer_of_a_stack_has_its_own_norm_and_floor(getkey):
